@@ -1,0 +1,1 @@
+"""Frozen models of images: what score distillation follows."""

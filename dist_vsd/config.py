@@ -1,0 +1,255 @@
+"""A run's configuration: frozen dataclasses, each owned by the part that it configures, gathered here.
+
+Precedence: preset < YAML file < flags. Every source is checked against the same fields and types.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+import typing
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dist_vsd.diffusion.timesteps import TimestepConfig
+from dist_vsd.particles.image import ImageConfig
+from dist_vsd.particles.radiance_field import RadianceFieldConfig
+from dist_vsd.score.lora_unet import ScoreConfig
+
+OBJECTIVES = ("vsd", "sds")
+REPRESENTATIONS = ("radiance_field", "image")
+PRECISIONS = ("fp32", "bf16", "fp16")
+PRESET_FOLDER = Path(__file__).parent / "presets"
+DEFAULT_PRESET = "embedded"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CameraConfig:
+    """Where training cameras stand (uniform draws; degrees, scene units)."""
+
+    distance: tuple[float, float] = (1.0, 1.5)
+    """Distance to the origin."""
+    fov_deg: tuple[float, float] = (40.0, 70.0)
+    """Vertical field of view."""
+    elevation_deg: tuple[float, float] = (-10.0, 45.0)
+    """Elevation above the horizon."""
+    high_elevation_deg: tuple[float, float] = (45.0, 80.0)
+    """Elevation of the share of cameras that look from above."""
+    high_elevation_share: float = 0.0
+    """Share of cameras that look from above."""
+    overhead_deg: float = 60.0
+    """Elevation from which on the prompt says "overhead view"."""
+    front_deg: float = 45.0
+    """Half the width of the sectors in which it says "front view" and "back view"."""
+
+    def __post_init__(self) -> None:
+        for name in ("distance", "fov_deg", "elevation_deg", "high_elevation_deg"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"camera.{name} must be a range, low before high, got {low} {high}: swap them")
+        if self.distance[0] <= 0:
+            raise ValueError(f"camera.distance must be positive, got {self.distance[0]}: change --camera.distance")
+        if not 0.0 <= self.high_elevation_share <= 1.0:
+            raise ValueError(f"camera.high_elevation_share must be in [0, 1], got {self.high_elevation_share}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RegularizationConfig:
+    """Weights of the field's regularisers, in units of the score's gradient (the mean over pixels is weighed)."""
+
+    opacity: float = 0.0
+    """Of the mean opacity: empties what the prior does not ask for."""
+    entropy: float = 0.0
+    """Of the pixels' binary opacity entropy: solid or empty, not fog."""
+    begin_at: float = 0.0
+    """Fraction of num_updates from which on they act."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: a prompt, its particles and how they are optimised."""
+
+    prompt: str = ""
+    """What the particles shall show."""
+    prompt_file: str = ""
+    """A text file that holds the prompt instead, on its one line."""
+    num_particles: int = 2
+    """Particles, over all ranks together."""
+    num_updates: int = 600
+    """Updates of every particle (one view each, then phi's step)."""
+    run_dir: str = ""
+    """Where everything of the run goes; empty: runs/<words of the prompt>."""
+    seed: int = 0
+    """Of every random draw."""
+    objective: str = "vsd"
+    """vsd (ProlificDreamer) or sds (DreamFusion)."""
+    representation: str = "radiance_field"
+    """radiance_field (3D) or image (2D: text to image)."""
+    prior: str = "embedded"
+    """embedded (ships with the package), the path of a StableDiffusionPipeline folder, or a hub id."""
+    guidance_scale: float = 7.5
+    """Classifier-free guidance s of eps_pretrain: 7.5 for VSD, 100 for SDS with Stable Diffusion."""
+    negative_prompt: str = ""
+    """Text of the unconditional branch."""
+    render_size: int = 64
+    """Height and width of a render, pixels; resized to what the prior wants."""
+    micro_batch_size: int = 4
+    """Particles of a rank that pass through the frozen networks together."""
+    precision: str = "fp32"
+    """Of the frozen networks: fp32, bf16 or fp16 (theta, phi and all gradients stay fp32)."""
+    checkpoint_every: int = 100
+    """Updates between two checkpoints; the last update always makes one."""
+    keep_checkpoints: int = 3
+    """Newest checkpoints that are kept."""
+    log_every: int = 10
+    """Updates between two lines of metrics.jsonl."""
+    check_every: int = 50
+    """Updates between two comparisons of phi over the ranks."""
+    preview_every: int = 200
+    """Updates between two grids in renders/."""
+    resume: bool = False
+    """Continue the run in run_dir from its newest valid checkpoint."""
+    score: ScoreConfig = ScoreConfig()
+    timesteps: TimestepConfig = TimestepConfig()
+    camera: CameraConfig = CameraConfig()
+    field: RadianceFieldConfig = RadianceFieldConfig()
+    image: ImageConfig = ImageConfig()
+    regularization: RegularizationConfig = RegularizationConfig()
+
+    def __post_init__(self) -> None:
+        counts = ("num_particles", "num_updates", "render_size", "micro_batch_size", "checkpoint_every")
+        for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
+        if self.seed < 0:
+            raise ValueError(f"seed must be 0 or more, got {self.seed}: change --seed")
+        for name, choices in (("objective", OBJECTIVES), ("representation", REPRESENTATIONS), ("precision", PRECISIONS)):
+            value = getattr(self, name)
+            if value not in choices:
+                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
+
+
+def flag(name: str) -> str:
+    """Return the command-line flag of a field."""
+    return "--" + name.replace("_", "-")
+
+
+def nearest(word: str, choices: typing.Iterable[str]) -> str:
+    """Return " (did you mean x?)" for the choices most like a word, or nothing."""
+    near = difflib.get_close_matches(word, list(choices), n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(near)}?)" if near else ""
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package."""
+    return sorted(file.stem for file in PRESET_FOLDER.glob("*.yaml"))
+
+
+def load_preset(name: str) -> RunConfig:
+    """Return a preset's configuration; ValueError for an unknown name."""
+    if name not in preset_names():
+        raise ValueError(f"preset {name!r} does not exist{nearest(name, preset_names())}: use one of {', '.join(preset_names())}")
+    return merge(RunConfig(), read_yaml(PRESET_FOLDER / f"{name}.yaml"), f"preset {name}")
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Read a YAML mapping; ValueError if the file is missing, malformed or holds something else."""
+    try:
+        content = yaml.safe_load(file.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"configuration {file} can't be read ({error.__class__.__name__}): check the path") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        raise ValueError(f"configuration {file} is not valid YAML{where}: {getattr(error, 'problem', 'unreadable')}") from error
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ValueError(f"configuration {file} must hold 'key: value' lines, got a {type(content).__name__}")
+    return content
+
+
+def merge(config: Any, values: dict[str, Any], source: str, prefix: str = "") -> Any:
+    """Return a dataclass with values of a nested mapping put in, checked by name and type.
+
+    Args:
+        config: a frozen dataclass of this package.
+        values: nested mapping; a missing key keeps its value.
+        source: named in errors.
+        prefix: dotted path of ``config`` within the run's configuration.
+
+    Raises:
+        ValueError: an unknown key (nearest names given) or a value of the wrong type.
+    """
+    hints = typing.get_type_hints(type(config))
+    changes = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            raise ValueError(f"{source}: unknown key {name!r}{nearest(str(key), hints)}: remove or rename it")
+        current = getattr(config, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise ValueError(f"{source}: {name} must hold keys of its own, got {value!r}")
+            changes[key] = merge(current, value, source, f"{name}.")
+        else:
+            changes[key] = _checked(value, hints[key], f"{source}: {name}")
+    try:
+        return dataclasses.replace(config, **changes)
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _checked(value: Any, hint: Any, name: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        if value is None:
+            return None
+        hint = next(h for h in typing.get_args(hint) if h is not type(None))
+    if origin is tuple:
+        item = typing.get_args(hint)
+        if isinstance(value, (list, tuple)) and (item[-1] is Ellipsis or len(value) == len(item)):
+            return tuple(_checked(v, item[0], name) for v in value)
+        wanted = "a list" if item[-1] is Ellipsis else f"a list of {len(item)}"
+        raise ValueError(f"{name} must be {wanted}, got {value!r}")
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if hint is float and isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{name} must be of type {hint.__name__}, got {value!r}")
+    return value
+
+
+def to_mapping(config: Any) -> dict[str, Any]:
+    """Return a configuration as nested plain values, tuples as lists."""
+    plain = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_mapping(value)
+        plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def to_yaml(config: RunConfig) -> str:
+    """Write a configuration as YAML."""
+    return yaml.safe_dump(to_mapping(config), sort_keys=False, allow_unicode=True)
+
+
+def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") -> list[tuple[str, Any, Any]]:
+    """Return (dotted name, value in one, value in other) wherever two nested mappings differ."""
+    found = []
+    for key in dict.fromkeys([*one, *other]):
+        a, b = one.get(key), other.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            found += differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            found.append((f"{prefix}{key}", a, b))
+    return found

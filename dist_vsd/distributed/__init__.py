@@ -1,0 +1,1 @@
+"""Ranks: which of them owns which particle, random numbers that do not depend on it, and every collective."""

@@ -1,0 +1,1 @@
+"""theta and g(theta, c): the 3D (and 2D) representations that are optimised."""

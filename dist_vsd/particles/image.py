@@ -1,0 +1,52 @@
+"""The simplest particle: an RGB picture. It ignores the camera; text to image by score distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from dist_vsd.cameras import Cameras
+from dist_vsd.particles.particle import Particle, Render
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ImageConfig:
+    """A picture as a particle."""
+
+    resolution: int = 64
+    """Height and width of the picture, pixels."""
+    lr: float = 3e-2
+    """Adam's learning rate of the pixels (in logits)."""
+
+    def __post_init__(self) -> None:
+        if self.resolution < 1:
+            raise ValueError(f"image.resolution must be at least 1, got {self.resolution}: raise --image.resolution")
+
+
+class ImageParticle(Particle):
+    """A picture held as logits, so that every value is a colour in (0, 1).
+
+    Args:
+        config: size and learning rate.
+        generator: draws the start, grey with a little noise, on the CPU.
+    """
+
+    def __init__(self, config: ImageConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        self.logits = nn.Parameter(0.1 * torch.randn(1, 3, config.resolution, config.resolution, generator=generator))
+
+    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+        """Return the picture, resized to ``size`` if it has another, once for each camera."""
+        image = self.logits.sigmoid()
+        if size != self.config.resolution:
+            image = nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
+        image = image.expand(len(cameras), -1, -1, -1)
+        return Render(image, torch.ones_like(image[:, :1]), {})
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the one group, the pixels."""
+        return [{"params": [self.logits], "lr": self.config.lr}]

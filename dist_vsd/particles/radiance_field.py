@@ -1,0 +1,177 @@
+"""A radiance field: an encoding, a small MLP, a background, and an occupancy grid that tells where it is empty."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import nerfacc
+import torch
+from torch import Tensor, nn
+
+from dist_vsd.cameras import Cameras, cast_rays
+from dist_vsd.particles.dense_grid import DenseGrid, DenseGridConfig
+from dist_vsd.particles.hash_grid import HashGrid, HashGridConfig
+from dist_vsd.particles.particle import Particle, Render
+from dist_vsd.particles.volume_rendering import render_marched, render_stratified
+
+ENCODINGS = ("dense", "hash")
+BACKGROUNDS = ("white", "learned", "random")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RadianceFieldConfig:
+    """A field of density and colour in the cube [-bound, bound]^3."""
+
+    encoding: str = "dense"
+    """dense (fast on a CPU) or hash (Instant-NGP, for 512 pixels)."""
+    dense_grid: DenseGridConfig = DenseGridConfig()
+    hash_grid: HashGridConfig = HashGridConfig()
+    bound: float = 1.0
+    """Half the side of the cube that holds the object, scene units."""
+    hidden_width: int = 32
+    """Width of the MLP's one hidden layer."""
+    num_samples: int = 48
+    """Samples on a ray through the cube."""
+    density_strength: float = 10.0
+    """Height of the density's start, softplus(raw + strength (1 - |x| / radius)): a soft ball (negative: a hollow one)."""
+    density_radius: float = 0.5
+    """Radius of that ball, scene units."""
+    background: str = "white"
+    """white, learned (a small MLP of the direction) or random (a colour drawn for each render)."""
+    encoding_lr: float = 1e-2
+    mlp_lr: float = 3e-3
+    background_lr: float = 1e-3
+    occupancy_resolution: int = 32
+    """Cells a side of the occupancy grid."""
+    occupancy_every: int = 16
+    """Updates between two refreshes of the occupancy grid."""
+    occupancy_threshold: float = 0.01
+    """A cell is empty when the opacity of one sample in it, and in its neighbours, is below this."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("encoding", ENCODINGS), ("background", BACKGROUNDS)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"field.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        for name in ("hidden_width", "num_samples", "occupancy_resolution", "occupancy_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"field.{name} must be at least 1, got {getattr(self, name)}")
+        if self.bound <= 0 or self.density_radius <= 0:
+            raise ValueError(f"field.bound and density_radius must be positive, got {self.bound} and {self.density_radius}")
+
+
+class RadianceField(Particle):
+    """A particle in 3D: density and colour from an encoding and an MLP, without view dependence.
+
+    Args:
+        config: sizes and learning rates.
+        generator: draws the start, on the CPU.
+    """
+
+    def __init__(self, config: RadianceFieldConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        if config.encoding == "dense":
+            self.encoding: nn.Module = DenseGrid(config.dense_grid, generator)
+        else:
+            self.encoding = HashGrid(config.hash_grid, generator)
+        self.hidden = _linear(self.encoding.num_outputs, config.hidden_width, generator)
+        self.output = _linear(config.hidden_width, 4, generator)
+        if config.background == "learned":
+            self.background_hidden = _linear(3, 16, generator)
+            self.background_output = _linear(16, 3, generator)
+        bound = config.bound
+        self.occupancy = nerfacc.OccGridEstimator([-bound] * 3 + [bound] * 3, resolution=config.occupancy_resolution)
+        self.occupancy.binaries.fill_(True)  # until the first refresh nothing is known to be empty
+
+    def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (N,) densities, in 1 / scene units, and (N, 3) colours in [0, 1] at (N, 3) points."""
+        config = self.config
+        raw = self.output(torch.relu(self.hidden(self.encoding(points / config.bound))))
+        start = config.density_strength * (1 - points.norm(dim=-1) / config.density_radius)
+        return nn.functional.softplus(raw[:, 0] + start), raw[:, 1:].sigmoid()
+
+    def density(self, points: Tensor) -> Tensor:
+        """Return (N,) densities at (N, 3) points."""
+        return self(points)[0]
+
+    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+        """Render B images by volume rendering; see Particle.render.
+
+        Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, the mean binary entropy of
+        the pixels' opacity in nats (pixels should be solid or empty).
+        """
+        config = self.config
+        batch, device = len(cameras), cameras.c2w.device
+        origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
+        num_rays = origins.shape[0]
+        if device.type == "cuda":
+            rays = render_marched(
+                self, self.occupancy, origins, directions, config.bound, config.num_samples, generator is not None
+            )
+        else:
+            offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
+            rays = render_stratified(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset)
+        background = self._background(directions, batch, generator)
+        color = rays.color + (1 - rays.opacity[:, None]) * background
+        opacity = rays.opacity.clamp(1e-5, 1 - 1e-5)
+        entropy = -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log())
+        image = color.reshape(batch, size, size, 3).permute(0, 3, 1, 2)
+        return Render(
+            image.contiguous(),
+            rays.opacity.reshape(batch, 1, size, size),
+            {"opacity": rays.opacity.mean(), "entropy": entropy.mean()},
+        )
+
+    def _background(self, directions: Tensor, batch: int, generator: torch.Generator | None) -> Tensor:
+        """Return the (N, 3) colours behind N rays."""
+        if self.config.background == "learned":
+            return self.background_output(torch.relu(self.background_hidden(directions))).sigmoid()
+        if self.config.background == "random" and generator is not None:
+            colors = torch.rand(batch, 3, generator=generator).to(directions.device)
+            return colors.repeat_interleave(directions.shape[0] // batch, 0)
+        return torch.ones_like(directions)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return Adam's groups: the encoding, the MLP and, if it is learned, the background."""
+        config = self.config
+        groups = [
+            {"params": list(self.encoding.parameters()), "lr": config.encoding_lr},
+            {"params": [*self.hidden.parameters(), *self.output.parameters()], "lr": config.mlp_lr},
+        ]
+        if config.background == "learned":
+            background = [*self.background_hidden.parameters(), *self.background_output.parameters()]
+            groups.append({"params": background, "lr": config.background_lr})
+        return groups
+
+    @torch.no_grad()
+    def after_update(self, update: int, generator: torch.Generator) -> None:
+        """Refresh the occupancy grid every ``occupancy_every`` updates."""
+        config = self.config
+        if update % config.occupancy_every:
+            return
+        step = 2 * config.bound / config.num_samples
+        devices = [self.occupancy.binaries.device] if self.occupancy.binaries.is_cuda else []
+        # nerfacc draws from the global generators: lend it ours, so that the grid does not depend on the layout.
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(generator.initial_seed())
+            self.occupancy.train()
+            self.occupancy.update_every_n_steps(
+                step=update,
+                occ_eval_fn=lambda points: (self.density(points) * step)[:, None],
+                occ_thre=config.occupancy_threshold,
+                n=config.occupancy_every,
+            )
+        # Widen by a cell: a part that begins to grow outwards must not be cut off until the next refresh.
+        widened = nn.functional.max_pool3d(self.occupancy.binaries.float()[None], 3, stride=1, padding=1)[0] > 0
+        self.occupancy.binaries.copy_(widened)
+
+
+def _linear(num_inputs: int, num_outputs: int, generator: torch.Generator) -> nn.Linear:
+    """Make a linear layer with He's uniform start drawn from ``generator`` and no bias to begin with."""
+    layer = nn.Linear(num_inputs, num_outputs)
+    limit = (6.0 / num_inputs) ** 0.5
+    with torch.no_grad():
+        layer.weight.copy_((torch.rand(num_outputs, num_inputs, generator=generator) * 2 - 1) * limit)
+        layer.bias.zero_()
+    return layer

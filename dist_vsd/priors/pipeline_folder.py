@@ -1,0 +1,110 @@
+"""Finding and checking a StableDiffusionPipeline folder before anything is built from it.
+
+Everything that can be wrong with a prior is told here, in one line, before a run directory is made.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+EMBEDDED_NAME = "embedded"
+EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
+PIPELINE_CLASS = "StableDiffusionPipeline"
+# Components with weights, and the stem of their weight files.
+WEIGHTED = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+FACTS_FILE = "dist_vsd.json"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class PipelineFolder:
+    """A checked pipeline folder.
+
+    Attributes:
+        path: of the folder.
+        variants: for each weighted component, the variant of its files ("fp16") or None.
+        facts: of FACTS_FILE, which only the embedded prior has: its vocabulary and the cameras it was trained on.
+    """
+
+    path: Path
+    variants: dict[str, str | None]
+    facts: dict[str, Any]
+
+
+def find_pipeline(prior: str) -> PipelineFolder:
+    """Resolve and check a prior's name.
+
+    Args:
+        prior: "embedded", the path of a folder, or a hub id ("organisation/name").
+
+    Raises:
+        ValueError: it is missing, incomplete, damaged or of another kind.
+    """
+    path = EMBEDDED_FOLDER if prior == EMBEDDED_NAME else Path(prior).expanduser()
+    if not path.is_dir():
+        path = _download(prior)
+    index = _read_json(path / "model_index.json", prior)
+    kind = index.get("_class_name")
+    if kind != PIPELINE_CLASS:
+        raise ValueError(f"prior {prior!r} is a {kind}, not a {PIPELINE_CLASS}: choose a Stable Diffusion 1.x or 2.x folder")
+    for component in (*WEIGHTED, "tokenizer", "scheduler"):
+        if not (path / component).is_dir():
+            raise ValueError(f"prior {prior!r} is incomplete: {path / component} is missing; copy the whole pipeline folder")
+    _read_json(path / "scheduler" / "scheduler_config.json", prior)
+    variants = {}
+    for component, stem in WEIGHTED.items():
+        _read_json(path / component / "config.json", prior)
+        variants[component] = _check_weights(path / component, stem, prior)
+    facts = _read_json(path / FACTS_FILE, prior) if (path / FACTS_FILE).exists() else {}
+    return PipelineFolder(path, variants, facts)
+
+
+def _download(prior: str) -> Path:
+    if not _HUB_ID.fullmatch(prior) or prior.startswith("."):
+        raise ValueError(f"prior {prior!r} is not a folder: give 'embedded', the path of a pipeline folder, or a hub id")
+    from huggingface_hub import snapshot_download
+
+    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
+    try:
+        return Path(snapshot_download(prior, allow_patterns=patterns))
+    except Exception as error:  # the hub's client raises errors of a dozen kinds, requests' among them
+        raise ValueError(
+            f"prior {prior!r} is neither a folder here nor to be had from the hub ({type(error).__name__}): check the name or the network"
+        ) from error
+
+
+def _read_json(file: Path, prior: str) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise ValueError(f"prior {prior!r} is incomplete: {file} is missing; copy the whole pipeline folder") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"prior {prior!r} is damaged: {file} is not readable JSON; copy it anew") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"prior {prior!r} is damaged: {file} holds no JSON object; copy it anew")
+    return content
+
+
+def _check_weights(folder: Path, stem: str, prior: str) -> str | None:
+    """Open every safetensors header of a component; return the variant of its files."""
+    for variant in (None, "fp16"):
+        middle = f".{variant}" if variant else ""
+        files = sorted({*folder.glob(f"{stem}{middle}.safetensors"), *folder.glob(f"{stem}{middle}-*-of-*.safetensors")})
+        if not files:
+            continue
+        for file in files:
+            try:
+                with safe_open(file, "pt"):
+                    pass
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"prior {prior!r} is damaged: {file} can't be read ({error}); copy it anew") from error
+        return variant
+    if any(folder.glob("*.bin")):
+        raise ValueError(f"prior {prior!r} has only pickled weights in {folder}: nothing is unpickled here, convert them to safetensors")
+    raise ValueError(f"prior {prior!r} is incomplete: no {stem}.safetensors in {folder}; copy the whole pipeline folder")

@@ -1,0 +1,1 @@
+"""eps_phi: the score of the particles' renders, learned as LoRA layers on the frozen UNet."""

@@ -1,0 +1,1 @@
+"""The optimisation of particles: one update, the loop around it, and what keeps a run alive."""

@@ -1,0 +1,205 @@
+"""Checkpoints: written beside and renamed into place, hashed, safetensors and JSON only, the newest valid one wins.
+
+    checkpoints/update_00000500/  manifest.json  phi.safetensors  phi_optimizer.safetensors  particles/0000.safetensors
+
+No state of a random generator is saved: every draw is keyed by its update, so a resumed run draws what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
+from dist_vsd.training.state import OwnedParticle, TrainingState, phi_tensors
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+_NAME = re.compile(r"update_(\d{8})")
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written; older ones are untouched."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that was found to be whole.
+
+    Attributes:
+        path: its folder.
+        update: updates done.
+    """
+
+    path: Path
+    update: int
+
+
+def save(state: TrainingState, folder: Path, update: int) -> Path:
+    """Save the state after ``update`` updates (collective) and remove the oldest checkpoints.
+
+    Args:
+        state: of the run; every particle is written by one rank, phi by rank 0.
+        folder: of the run's checkpoints.
+        update: updates done.
+
+    Raises:
+        CheckpointError: on every rank if any could not write (a full disk); nothing that was finished is touched.
+    """
+    final = folder / f"update_{update:08d}"
+    partial = folder / f".partial_{update:08d}"
+    is_first = state.layout.rank == 0
+    if is_first:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial_made = _attempt(lambda: (partial / "particles").mkdir(parents=True))
+    state.collectives.barrier()
+    error = partial_made if is_first else None
+    hashes: dict[str, str] = {}
+    if error is None:
+        error = _attempt(lambda: _write_files(state, partial, hashes))
+    reports = state.collectives.gather_json({"error": error, "hashes": hashes})
+    errors = [f"rank {rank}: {r['error']}" for rank, r in enumerate(reports) if r["error"]]
+    if not errors and is_first:
+        manifest = {
+            "version": FORMAT_VERSION,
+            "update": update,
+            "world_size": state.layout.world_size,
+            "num_particles": state.layout.num_particles,
+            "sha256": {name: digest for report in reports for name, digest in report["hashes"].items()},
+        }
+        error = _attempt(lambda: _finish(partial, final, manifest))
+        errors = [f"rank 0: {error}"] if error else []
+        _remove_old(folder, state.config.keep_checkpoints)
+    errors = state.collectives.gather_json(errors)[0] or errors
+    if errors:
+        if is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise CheckpointError(f"checkpoint of update {update} could not be written ({'; '.join(errors)}): free space and use --resume")
+    return final
+
+
+def _attempt(action: Any) -> str | None:
+    try:
+        action()
+    except OSError as error:
+        return str(error)
+    return None
+
+
+def _write_files(state: TrainingState, folder: Path, hashes: dict[str, str]) -> None:
+    for particle in state.particles:
+        if state.layout.owner(particle.id) == state.layout.rank:
+            _write(particle_tensors(particle), folder, f"particles/{particle.id:04d}.safetensors", hashes)
+    if state.layout.rank == 0 and state.phi_optimizer is not None:
+        phi = phi_tensors(state)
+        _write(phi, folder, "phi.safetensors", hashes)
+        names = {parameter: name for name, parameter in phi.items()}
+        _write(optimizer_tensors(state.phi_optimizer, names), folder, "phi_optimizer.safetensors", hashes)
+
+
+def _write(tensors: dict[str, Tensor], folder: Path, name: str, hashes: dict[str, str]) -> None:
+    write_tensors(tensors, folder / name)
+    hashes[name] = _sha256(folder / name)
+
+
+def _finish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
+    with open(partial / MANIFEST, "w") as opened:
+        opened.write(json.dumps(manifest, indent=1) + "\n")
+        opened.flush()
+        os.fsync(opened.fileno())
+    if final.exists():  # the same update saved once more, after a resume
+        shutil.rmtree(final)
+    partial.rename(final)
+
+
+def _remove_old(folder: Path, keep: int) -> None:
+    for path in sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))[:-keep]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def particle_tensors(particle: OwnedParticle) -> dict[str, Tensor]:
+    """Return a particle's parameters and grids (``theta/``) and its optimiser's state (``optimizer/``)."""
+    tensors = {f"theta/{name}": tensor for name, tensor in particle.theta.state_dict().items()}
+    names = {parameter: name for name, parameter in particle.theta.named_parameters()}
+    return tensors | {f"optimizer/{k}": v for k, v in optimizer_tensors(particle.optimizer, names).items()}
+
+
+def load_theta(particle: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put the parameters and grids of a particle back."""
+    particle.load_state_dict({k.removeprefix("theta/"): v for k, v in tensors.items() if k.startswith("theta/")})
+
+
+def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """Find the newest whole checkpoint.
+
+    Args:
+        folder: of the run's checkpoints.
+
+    Returns:
+        The checkpoint, or None; and for every newer one that was passed over a line that says why.
+    """
+    passed_over: list[str] = []
+    names = sorted((p for p in folder.glob("update_*") if _NAME.fullmatch(p.name)), reverse=True)
+    for path in names:
+        fault = _fault(path)
+        if fault is None:
+            return Checkpoint(path, int(path.name.removeprefix("update_"))), passed_over
+        passed_over.append(f"checkpoint {path.name} is passed over: {fault}")
+    return None, passed_over
+
+
+def _fault(path: Path) -> str | None:
+    """Say what is wrong with a checkpoint, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text())
+        version, hashes, update = manifest["version"], dict(manifest["sha256"]), int(manifest["update"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or unreadable"
+    if version != FORMAT_VERSION:
+        return f"it has format version {version}, this program reads {FORMAT_VERSION}"
+    if f"update_{update:08d}" != path.name:
+        return f"its manifest is of update {update}"
+    for name, digest in hashes.items():
+        file = (path / name).resolve()
+        if not file.is_relative_to(path.resolve()):
+            return f"its manifest names {name}, outside of it"
+        if not file.is_file():
+            return f"{name} is missing"
+        if _sha256(file) != digest:
+            return f"{name} is damaged (its sha256 differs)"
+    return None
+
+
+def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
+    """Put a whole checkpoint back into a state: this rank's particles, by their ids, and phi."""
+    for particle in state.particles:
+        tensors = read_tensors(checkpoint.path / "particles" / f"{particle.id:04d}.safetensors")
+        load_theta(particle.theta, tensors)
+        names = {parameter: name for name, parameter in particle.theta.named_parameters()}
+        saved = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
+        load_optimizer_tensors(particle.optimizer, names, saved)
+    if state.phi_optimizer is not None:
+        phi = phi_tensors(state)
+        saved = read_tensors(checkpoint.path / "phi.safetensors")
+        with torch.no_grad():
+            for name, parameter in phi.items():
+                parameter.copy_(saved[name])
+        names = {parameter: name for name, parameter in phi.items()}
+        load_optimizer_tensors(state.phi_optimizer, names, read_tensors(checkpoint.path / "phi_optimizer.safetensors"))
+
+
+def _sha256(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,101 @@
+"""The loop around update(): logging, checks, checkpoints, and stopping at the same update on all ranks."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+
+from dist_vsd.cameras import look_at_origin
+from dist_vsd.image_files import enlarge, tile, write_png
+from dist_vsd.training import checkpoint
+from dist_vsd.training.metrics import RankZeroReporter, Reporter, SilentReporter
+from dist_vsd.training.preemption import StopRequest
+from dist_vsd.training.run_directory import RunDirectory
+from dist_vsd.training.state import TrainingState, phi_tensors
+from dist_vsd.training.update import update
+
+PREVIEW_AZIMUTHS_DEG = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
+PREVIEW_ELEVATION_DEG = 15.0
+
+
+def train(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> bool:
+    """Run updates until the last one or a request to stop (collective).
+
+    Args:
+        state: at its start; with ``config.resume`` it is first restored from the newest valid checkpoint.
+        directory: of the run, claimed.
+        stop: tells whether this process was asked to stop; one rank's word stops all at the same update.
+
+    Returns:
+        True if all updates are done, False if the run was stopped with everything saved.
+
+    Raises:
+        ValueError: --resume found no valid checkpoint.
+        CheckpointError: a checkpoint could not be written.
+    """
+    config, collectives = state.config, state.collectives
+    first, notes = _restore_newest(state, directory)
+    file = directory.path / "metrics.jsonl"
+    reporter: Reporter = RankZeroReporter(file, first, config.num_updates) if state.layout.rank == 0 else SilentReporter()
+    for note in notes:
+        reporter.event(first, note)
+    reporter.advance(first)
+    try:
+        for index in range(first, config.num_updates):
+            begin, done = time.perf_counter(), index + 1
+            is_last = done == config.num_updates
+            is_logged = done % config.log_every == 0 or is_last
+            figures = update(state, index, measure=is_logged)
+            figures["seconds/update"] = time.perf_counter() - begin
+            if is_logged:
+                reporter.log(done, mean_over_ranks(state, figures))
+            if done % config.check_every == 0 or is_last:
+                collectives.require_identical(f"phi after update {done}", phi_tensors(state).values())
+            stopping = collectives.any_true(stop.requested)
+            if done % config.checkpoint_every == 0 or is_last or stopping:
+                checkpoint.save(state, directory.checkpoints, done)
+            if done % config.preview_every == 0 or is_last:
+                write_preview(state, directory, done)
+            reporter.advance(done)
+            if stopping and not is_last:
+                return False
+        return True
+    finally:
+        reporter.close()
+
+
+def _restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int, list[str]]:
+    """Restore the newest valid checkpoint if the run is resumed; return updates done and what was passed over (collective)."""
+    if not state.config.resume:
+        return 0, []
+    found, notes = checkpoint.newest_valid(directory.checkpoints)
+    state.collectives.require_equal("the newest valid checkpoint", found.update if found else None)
+    if found is None:
+        if notes:
+            raise ValueError(f"--resume found no valid checkpoint in {directory.checkpoints}: {'; '.join(notes)}")
+        return 0, ["no checkpoint was saved yet: starting from update 0"]
+    checkpoint.restore(state, found)
+    return found.update, [*notes, f"resumed from {found.path.name}"]
+
+
+def mean_over_ranks(state: TrainingState, figures: dict[str, float]) -> dict[str, float]:
+    """Return the mean of each figure over the ranks that have it (collective)."""
+    rows = state.collectives.gather_json({k: v if v == v and abs(v) != float("inf") else None for k, v in figures.items()})
+    names = dict.fromkeys(name for row in rows for name in row)
+    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
+    return {name: sum(v) / len(v) if v else float("nan") for name, v in values.items()}
+
+
+@torch.no_grad()
+def write_preview(state: TrainingState, directory: RunDirectory, done: int) -> None:
+    """Write a grid to renders/: a row for each particle of this rank's shard, six azimuths each; one file a shard."""
+    if state.layout.view != 0 or not state.particles:
+        return
+    camera, ones = state.config.camera, torch.ones(len(PREVIEW_AZIMUTHS_DEG))
+    distance, fov = sum(camera.distance) / 2, sum(camera.fov_deg) / 2
+    cameras = look_at_origin(torch.tensor(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG * ones, distance * ones, fov * ones)
+    cameras = cameras.to(state.prior.device)
+    rows = [particle.theta.render(cameras, state.config.render_size).image.cpu() for particle in state.particles]
+    first, last = state.particles[0].id, state.particles[-1].id
+    write_png(enlarge(tile(rows), 2), directory.path / "renders" / f"update_{done:08d}_particles_{first:04d}-{last:04d}.png")

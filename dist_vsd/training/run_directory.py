@@ -1,0 +1,108 @@
+"""A run's directory: whose it is, and what may be written into it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import os
+import re
+from pathlib import Path
+from typing import IO
+
+import yaml
+
+from dist_vsd.config import RunConfig, differences, flag, read_yaml, to_mapping, to_yaml
+
+CONFIG_FILE, LOCK_FILE = "config.yaml", ".lock"
+# Fields that a resumed run may change: they don't touch the trajectory of theta and phi.
+FREE_ON_RESUME = {"resume", "run_dir", "prompt_file", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every"}
+
+
+class RunDirectory:
+    """The folder of one run.
+
+    Args:
+        path: of the folder; need not exist.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: IO[str] | None = None
+
+    @property
+    def config_file(self) -> Path:
+        """The resolved configuration."""
+        return self.path / CONFIG_FILE
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    def check(self, config: RunConfig) -> None:
+        """Check, writing nothing, that this run may use the folder.
+
+        Raises:
+            ValueError: it holds another run or other files, can't be written, or there is nothing (or something else) to resume.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"run directory {self.path} is a file: choose another --run-dir")
+        if config.resume:
+            if not self.config_file.exists():
+                raise ValueError(f"--resume found no run in {self.path}: check --run-dir, or start without --resume")
+            self._check_same_run(config)
+        elif self.config_file.exists():
+            raise ValueError(f"run directory {self.path} holds a run already: continue it with --resume, or choose another --run-dir")
+        elif self.path.exists() and any(self.path.iterdir()):
+            raise ValueError(f"run directory {self.path} holds files that are not a run's: choose another --run-dir")
+        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
+        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+            raise ValueError(f"run directory {self.path} can't be written: {existing} refuses; choose another --run-dir")
+
+    def _check_same_run(self, config: RunConfig) -> None:
+        saved = read_yaml(self.config_file)
+        changed = [d for d in differences(saved, to_mapping(config)) if d[0] not in FREE_ON_RESUME]
+        if changed:
+            name, old, new = changed[0]
+            raise ValueError(
+                f"--resume can't change {name} from {old!r} to {new!r}: the run in {self.path} was made with the former; "
+                f"drop {flag(name)} or start another run"
+            )
+
+    def claim(self, config: RunConfig) -> None:
+        """Create the folder, lock it for as long as this process lives, and write the configuration; for rank 0.
+
+        Raises:
+            ValueError: another living process uses it, or it can't be written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115 - held until the process ends
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self.config_file.exists():
+                temporary = self.config_file.with_suffix(".tmp")
+                temporary.write_text(to_yaml(config))
+                temporary.replace(self.config_file)
+        except BlockingIOError as error:
+            raise ValueError(f"run directory {self.path} is in use by a running process: wait for it or choose another --run-dir") from error
+        except OSError as error:
+            raise ValueError(f"run directory {self.path} can't be written ({error.strerror}): choose another --run-dir") from error
+
+
+def default_run_dir(prompt: str) -> Path:
+    """Return runs/<short safe name>: the prompt's words, and a hash where they were cut or changed."""
+    words = re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")
+    plain = words.replace("-", " ") == prompt.lower() and len(words) <= 40
+    digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
+    return Path("runs") / (words if plain else f"{words[:40].strip('-')}-{digest}".strip("-"))
+
+
+def saved_config(run_dir: Path) -> dict:
+    """Return the configuration of the run in a folder; ValueError if there is none."""
+    file = run_dir / CONFIG_FILE
+    if not file.exists():
+        raise ValueError(f"{run_dir} holds no run ({CONFIG_FILE} is missing): give the directory that `dist-vsd train` made")
+    try:
+        return read_yaml(file)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{file} is damaged: {error}") from error

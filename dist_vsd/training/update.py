@@ -1,0 +1,260 @@
+"""ONE update of all particles and of phi, in the order of ProlificDreamer's Algorithm 1. Read this file first.
+
+    y^c = embed(prompt, c)        image = render(theta, c)        x_0 = encode(image)        x_t = add_noise(x_0, eps, t)
+    gradient = vsd(eps_pretrain, eps_phi, w_t)                    theta <- Adam(backward(x_0, gradient))
+    loss_phi = denoising loss of eps_phi on x_0, detached         phi's gradients summed over ranks / global count
+    phi <- AdamW
+
+Algorithm 1 steps one particle and then phi; here every particle takes its step, and phi then learns from the renders of
+all of them, on all ranks, as one batch. Each random draw is keyed by (seed, particle, view, update, purpose).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from dist_vsd.cameras import Cameras, look_at_origin, uniform, view_words
+from dist_vsd.config import CameraConfig
+from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at, timestep_weight
+from dist_vsd.distributed.random import Purpose, keyed_generator
+from dist_vsd.objectives.sds import sds_gradient
+from dist_vsd.objectives.vsd import phi_loss, vsd_gradient
+from dist_vsd.priors.prior import eps_pretrain
+from dist_vsd.training.state import OwnedParticle, TrainingState
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+    """The renders of one update on this rank, as phi learns from them.
+
+    Attributes:
+        particles: B particle ids.
+        x_0: (B, ...) encoded renders, detached.
+        c2w: (B, 4, 4) poses.
+    """
+
+    particles: list[int]
+    x_0: Tensor
+    c2w: Tensor
+
+
+class Stopwatch:
+    """Seconds by stage of an update; on a GPU each reading is a CPU-GPU sync, so it reads only when it is asked to."""
+
+    def __init__(self, device: torch.device, synchronize: bool) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._synchronize = synchronize and device.type == "cuda"
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time inside the ``with`` to a stage."""
+        begin = self._now()
+        yield
+        self.seconds[name] += self._now() - begin
+
+    def _now(self) -> float:
+        if self._synchronize:
+            torch.cuda.synchronize()  # CPU-GPU sync
+        return time.perf_counter()
+
+
+def update(state: TrainingState, index: int, measure: bool = False) -> dict[str, float]:
+    """Advance every particle of this rank by one Adam step, and phi by its steps (collective).
+
+    Args:
+        state: changed in place.
+        index: of the update, from 0.
+        measure: whether to wait for the GPU at the end of each stage, so that the seconds are true.
+
+    Returns:
+        This rank's figures: mean gradient norms, phi's loss over all ranks, seconds by stage.
+    """
+    config = state.config
+    stopwatch = Stopwatch(state.prior.device, measure)
+    figures: dict[str, list[float]] = defaultdict(list)
+    batch = config.micro_batch_size
+    groups = [state.particles[i : i + batch] for i in range(0, len(state.particles), batch)]
+    views = [update_particles(state, group, index, stopwatch, figures) for group in groups]
+    if state.score is not None:
+        joined = Views([p for v in views for p in v.particles], torch.cat([v.x_0 for v in views]), torch.cat([v.c2w for v in views]))
+        with stopwatch.stage("phi"):
+            for step in range(config.score.steps_per_update):
+                figures["phi/loss"].append(update_phi(state, joined, index, step))
+    seconds = {f"seconds/{name}": value for name, value in stopwatch.seconds.items()}
+    return {name: sum(values) / len(values) for name, values in figures.items()} | seconds
+
+
+def update_particles(
+    state: TrainingState, group: list[OwnedParticle], index: int, stopwatch: Stopwatch, figures: dict[str, list[float]]
+) -> Views:
+    """Advance some particles by one step each, in one batch through the frozen networks.
+
+    Args:
+        state: of the run.
+        group: B particles.
+        index: of the update.
+        stopwatch: takes the seconds by stage.
+        figures: takes gradient norms.
+
+    Returns:
+        The encoded renders from before the step.
+    """
+    config, prior, device = state.config, state.prior, state.prior.device
+    ids = [particle.id for particle in group]
+
+    # A camera and a render of each particle; theta's graph is kept.
+    with stopwatch.stage("render"):
+        cameras = draw_cameras(state, ids, index).to(device)
+        renders = [
+            particle.theta.render(cameras[i : i + 1], config.render_size, key(state, "ray_jitter", particle.id, index))
+            for i, particle in enumerate(group)
+        ]
+        image = torch.cat([render.image for render in renders])
+        x_0 = prior.encode(image)
+
+    # The prior's score and the particles' own, at the same noised render.
+    with stopwatch.stage("scores"), torch.no_grad():
+        y_c = state.prompt.for_views(words_of(cameras, config.camera))
+        t = draw_t(state, ids, index).to(device)
+        eps = draw_noise(state, "noise", ids, index, x_0)
+        alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0.ndim)
+        x_t = add_noise(x_0, eps, alpha_t, sigma_t)
+        w_t = timestep_weight(config.timesteps.weighting, alpha_t, sigma_t)
+        if state.score is None:
+            gradient = sds_gradient(eps_pretrain(prior, x_t, t, y_c, config.guidance_scale), eps, w_t)
+        else:
+            with state.score.pretrained():
+                eps_prior = eps_pretrain(prior, x_t, t, y_c, config.guidance_scale)
+            y = state.prompt.plain[[0] * len(ids)].cond
+            gradient = vsd_gradient(eps_prior, state.score(x_t, t, y, cameras.c2w), w_t)
+
+    # theta <- Adam. Each particle's gradient is its own; only the ranks that share a particle average it.
+    with stopwatch.stage("backward"):
+        for particle in group:
+            particle.optimizer.zero_grad(set_to_none=True)
+        regularizers = sum(regularization(state, index, r.regularizers) for r in renders)
+        torch.autograd.backward([x_0, x_0.new_zeros(()) + regularizers], [gradient, None])
+        for particle in group:
+            step_particle(state, particle, index, figures)
+    figures["theta/score_gradient_norm"].append(float(gradient.norm()))
+    figures["theta/opacity"].append(float(torch.stack([r.opacity.mean() for r in renders]).mean().detach()))
+    return Views(ids, x_0.detach(), cameras.c2w)
+
+
+def step_particle(state: TrainingState, particle: OwnedParticle, index: int, figures: dict[str, list[float]]) -> None:
+    """Take Adam's step of one particle (collective over its view axis); a non-finite gradient skips the step."""
+    gradients = [p.grad for group in particle.optimizer.param_groups for p in group["params"] if p.grad is not None]
+    state.collectives.mean_over_views(gradients)
+    norm = float(torch.nn.utils.get_total_norm(gradients))  # CPU-GPU sync
+    figures["theta/gradient_norm"].append(norm)
+    if not math.isfinite(norm):
+        figures["theta/skipped"].append(1.0)
+        return
+    particle.optimizer.step()
+    particle.theta.after_update(index, keyed_generator(state.config.seed, "occupancy", particle=particle.id, update=index))
+
+
+def update_phi(state: TrainingState, views: Views, index: int, step: int) -> float:
+    """Take one AdamW step of phi on the renders of all particles of all ranks (collective).
+
+    Each render's loss is divided by the global number of renders before backward, so that the sum over ranks is the mean
+    whatever each rank's share. A non-finite gradient is seen by all ranks after the sum, and all skip the step.
+
+    Args:
+        state: of the run.
+        views: this rank's renders.
+        index: of the update.
+        step: of phi within the update.
+
+    Returns:
+        The mean denoising loss over all renders of all ranks.
+    """
+    config, prior, score = state.config, state.prior, state.score
+    assert score is not None and state.phi_optimizer is not None
+    global_count = config.num_particles * state.layout.num_views
+    parameters = list(score.phi().values())
+    warmup = min(1.0, (index + 1) / max(1, config.score.num_warmup_updates))
+    for group in state.phi_optimizer.param_groups:
+        group["lr"] = config.score.lr * warmup
+
+    x_0, device = views.x_0, views.x_0.device
+    generators = [key(state, "phi_timestep", p, index, step) for p in views.particles]
+    t = torch.cat([draw_timesteps(torch.rand(1, generator=g), 0.0, 1.0, prior.schedule.num_timesteps) for g in generators]).to(device)
+    eps = draw_noise(state, "phi_noise", views.particles, index, x_0, step)
+    keep = [torch.rand(1, generator=key(state, "pose_dropout", p, index, step)) >= config.score.pose_dropout for p in views.particles]
+    c2w = views.c2w * torch.cat(keep).to(device)[:, None, None]
+
+    state.phi_optimizer.zero_grad(set_to_none=False)
+    total = 0.0
+    for start in range(0, len(views.particles), config.micro_batch_size):
+        rows = slice(start, start + config.micro_batch_size)
+        alpha_t, sigma_t = prior.schedule.alpha_sigma(t[rows], x_0.ndim)
+        x_t = add_noise(x_0[rows], eps[rows], alpha_t, sigma_t)
+        y = state.prompt.plain[[0] * len(x_t)].cond
+        loss = phi_loss(score(x_t, t[rows], y, c2w[rows]), eps[rows]).sum() / global_count
+        loss.backward()
+        total += float(loss.detach())
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    loss_sum = torch.tensor([total], device=device)
+    state.collectives.sum_over_ranks([*(p.grad for p in parameters), loss_sum])
+    if all(bool(g.isfinite().all()) for g in (p.grad for p in parameters)):
+        state.phi_optimizer.step()
+    return float(loss_sum)
+
+
+def key(state: TrainingState, purpose: Purpose, particle: int, index: int, step: int = 0) -> torch.Generator:
+    """Return the generator of one draw of this rank's view of a particle."""
+    return keyed_generator(state.config.seed, purpose, particle=particle, view=state.layout.view, update=index, step=step)
+
+
+def draw_cameras(state: TrainingState, ids: list[int], index: int) -> Cameras:
+    """Draw one camera for each particle (ProlificDreamer, appendix: uniform in azimuth, elevation, distance and fov)."""
+    camera, batches = state.config.camera, []
+    for particle in ids:
+        generator = key(state, "camera", particle, index)
+        azimuth = uniform(-180.0, 180.0, 1, generator)
+        high = bool(torch.rand(1, generator=generator) < camera.high_elevation_share)
+        elevation = uniform(*(camera.high_elevation_deg if high else camera.elevation_deg), 1, generator)
+        distance, fov = uniform(*camera.distance, 1, generator), uniform(*camera.fov_deg, 1, generator)
+        batches.append(look_at_origin(azimuth, elevation, distance, fov))
+    return Cameras.cat(batches)
+
+
+def words_of(cameras: Cameras, config: CameraConfig) -> list[str]:
+    """Return the view words of each camera."""
+    poses = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
+    return [view_words(a, e, config.overhead_deg, config.front_deg) for a, e in poses]
+
+
+def draw_t(state: TrainingState, ids: list[int], index: int) -> Tensor:
+    """Draw each particle's t from the range of this update; (B,) int64."""
+    timesteps = state.config.timesteps
+    high = max_fraction_at(timesteps, index / state.config.num_updates)
+    u = torch.cat([torch.rand(1, generator=key(state, "timestep", particle, index)) for particle in ids])
+    return draw_timesteps(u, timesteps.min_fraction, high, state.prior.schedule.num_timesteps)
+
+
+def draw_noise(state: TrainingState, purpose: Purpose, ids: list[int], index: int, like: Tensor, step: int = 0) -> Tensor:
+    """Draw standard normal noise for each particle, shaped and placed like ``like``."""
+    shape = like.shape[1:]
+    rows = [torch.randn(shape, generator=key(state, purpose, particle, index, step)) for particle in ids]
+    return torch.stack(rows).to(like.device)
+
+
+def regularization(state: TrainingState, index: int, regularizers: dict[str, Tensor]) -> Tensor | float:
+    """Weigh a render's regularisers; 0 for a particle without any."""
+    config = state.config.regularization
+    if not regularizers or index < config.begin_at * state.config.num_updates:
+        return 0.0
+    return config.opacity * regularizers["opacity"] + config.entropy * regularizers["entropy"]
