@@ -12,12 +12,13 @@ import typing
 from pathlib import Path
 from typing import Any
 
+import tyro
 import yaml
 
 from dist_vsd.diffusion.timesteps import TimestepConfig
 from dist_vsd.particles.image import ImageConfig
 from dist_vsd.particles.radiance_field import RadianceFieldConfig
-from dist_vsd.score.lora_unet import ScoreConfig
+from dist_vsd.score.score_config import ScoreConfig
 
 OBJECTIVES = ("vsd", "sds")
 REPRESENTATIONS = ("radiance_field", "image")
@@ -72,7 +73,7 @@ class RegularizationConfig:
 class RunConfig:
     """One run: a prompt, its particles and how they are optimised."""
 
-    prompt: str = ""
+    prompt: tyro.conf.Positional[str] = ""
     """What the particles shall show."""
     prompt_file: str = ""
     """A text file that holds the prompt instead, on its one line."""

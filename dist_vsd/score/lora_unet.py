@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,33 +14,10 @@ from torch import Tensor, nn
 
 from dist_vsd.diffusion.schedule import NoiseSchedule
 from dist_vsd.score.camera_embedding import CameraEmbedding
+from dist_vsd.score.score_config import ScoreConfig
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "phi"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ScoreConfig:
-    """eps_phi and its optimiser."""
-
-    rank: int = 4
-    """Rank of the LoRA layers on q, k, v and out of every attention."""
-    lr: float = 1e-4
-    """AdamW's learning rate."""
-    weight_decay: float = 0.01
-    num_warmup_updates: int = 500
-    """Updates over which the learning rate rises linearly to lr."""
-    steps_per_update: int = 1
-    """AdamW steps of phi after each step of the particles, each with its own draws on the same renders."""
-    pose_dropout: float = 0.1
-    """Probability that phi's training sees no camera."""
-
-    def __post_init__(self) -> None:
-        for name in ("rank", "steps_per_update"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"score.{name} must be at least 1, got {getattr(self, name)}: raise --score.{name.replace('_', '-')}")
-        if not 0.0 <= self.pose_dropout <= 1.0:
-            raise ValueError(f"score.pose_dropout must be in [0, 1], got {self.pose_dropout}: change --score.pose-dropout")
 
 
 class LoraScore(nn.Module):

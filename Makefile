@@ -1,0 +1,37 @@
+# make demo   set up, then two particles of "a green duck" on two ranks: about ten minutes on two CPU cores
+# make test   set up, then lint and tests
+# make gallery  the README's table and pictures (resumable; under two hours on two CPU cores)
+
+PYTHON ?= python3
+TORCH ?= 2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+CORES := $(shell nproc 2>/dev/null || echo 1)
+RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
+DEMO := runs/demo
+
+.PHONY: demo test gallery lint clean
+
+# torch first and pinned: left to the other packages, pip may choose a build with gigabytes of CUDA.
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt Makefile
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 12) else f"Python 3.10 to 3.12 is needed, {sys.executable} is {v[0]}.{v[1]}: run make PYTHON=python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+demo: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch_configs/cpu.yaml --num_processes $(RANKS) \
+		-m dist_vsd train "a green duck" --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
+
+test: $(VENV)/.installed lint
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed
+	$(BIN)/ruff check .
+
+gallery: $(VENV)/.installed
+	$(BIN)/python benchmarks/gallery.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info

@@ -1,0 +1,92 @@
+"""The command line: `dist-vsd train | render | export | prior | info`.
+
+Exit codes: 0 done; 1 failed; 2 bad input (one line says the rule, the value and what to change, and nothing was written);
+75 stopped early with everything saved: start again with --resume to go on.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+from dist_vsd.commands.arguments import nearest_command
+
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+COMMANDS = {
+    "train": "optimise particles for a prompt (also under `accelerate launch ... -m dist_vsd train`)",
+    "render": "look at a run: turntables (GIF, MP4, PNG), grids, any cameras",
+    "export": "write particles as PLY: a mesh with colours, or points",
+    "prior": "the embedded prior: `prior sample` draws from any prior, `prior train` makes it anew",
+    "info": "versions, devices, presets, and which rank would own which particle",
+}
+
+HELP = """usage: dist-vsd COMMAND [OPTIONS]
+
+Text to 3D by variational score distillation: n particles of one prompt, spread over ranks, with one shared eps_phi.
+
+commands:
+{commands}
+
+start here:
+  dist-vsd train "a green duck"                   two particles on this machine, some minutes on a CPU
+  dist-vsd render runs/a-green-duck               their turntables
+  dist-vsd COMMAND --help                         every option, with its default
+
+exit codes: 0 done, 1 failed, 2 bad input, 75 stopped early with everything saved (start again with --resume)
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        arguments: without the program's name; the process's own by default.
+
+    Returns:
+        The exit code.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if not arguments or arguments[0] in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        print(HELP.format(commands="\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())), end="")
+        return DONE
+    name = arguments[0]
+    if name == "--version":
+        from dist_vsd import __version__
+
+        print(f"dist-vsd {__version__}")
+        return DONE
+    if name not in COMMANDS:
+        return _refuse(f"command {name!r} does not exist{nearest_command(name, COMMANDS)}: use one of {', '.join(COMMANDS)}")
+    _quiet_libraries()
+    command = importlib.import_module(f"dist_vsd.commands.{name}")
+    try:
+        return command.run(arguments[1:])
+    except ValueError as error:
+        if os.environ.get("DIST_VSD_TRACEBACK"):
+            raise
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        print("dist-vsd: stopped at once; what was saved before is whole", file=sys.stderr)
+        return STOPPED
+
+
+def _refuse(message: str) -> int:
+    """Print one line on rank 0; every rank ends with the same exit code."""
+    if os.environ.get("RANK", "0") == "0":
+        print("dist-vsd: error: " + " ".join(message.split()), file=sys.stderr)
+    return BAD_INPUT
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' advice (a missing torchvision, progress bars of loading) off the terminal."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,57 @@
+"""Parsing a command's flags with tyro, so that a wrong one is told in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import io
+import re
+from collections.abc import Iterable
+from typing import Any
+
+import tyro
+
+_BOX = re.compile(r"[╭╮╰╯│─]+")
+
+
+def parse(kind: type, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
+    """Parse flags into a dataclass.
+
+    Args:
+        kind: the dataclass; its fields' docstrings are the help texts.
+        arguments: of the command line, after the command.
+        command: its name, for the usage line.
+        description: for the help text.
+        default: an instance that holds the defaults.
+
+    Raises:
+        ValueError: an unknown flag, a missing or wrong value, or a rule of the dataclass.
+    """
+    captured = io.StringIO()
+    extra = {} if default is None else {"default": default}
+    try:
+        with contextlib.redirect_stderr(captured):
+            return tyro.cli(kind, args=arguments, prog=f"dist-vsd {command}", description=description, **extra)
+    except SystemExit as end:
+        if end.code in (0, None):
+            raise
+        raise ValueError(_one_line(captured.getvalue(), command)) from None
+
+
+def _one_line(text: str, command: str) -> str:
+    """Condense tyro's box: its first sentence, and the flags that it thinks were meant."""
+    rows = [_BOX.sub("", row).strip() for row in text.splitlines()]
+    rows = [row for row in rows if row]
+    title_dropped = rows[1:] if len(rows) > 1 else rows
+    end = next((i for i, row in enumerate(title_dropped) if row.startswith(("Perhaps", "Argument helptext", "For full", "Are you"))), None)
+    message = " ".join(title_dropped[:end]).rstrip(":.")
+    meant = re.findall(r"(--[\w.-]+)", " ".join(title_dropped[end:])) if "Unrecognized" in message and end is not None else []
+    meant = [flag for flag in dict.fromkeys(meant) if flag != "--help"][:3]
+    hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+    return f"{message}{hint}: see dist-vsd {command} --help"
+
+
+def nearest_command(word: str, names: Iterable[str]) -> str:
+    """Return " (did you mean x?)" for a mistyped command, or nothing."""
+    near = difflib.get_close_matches(word, list(names), n=1)
+    return f" (did you mean {near[0]}?)" if near else ""

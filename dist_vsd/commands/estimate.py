@@ -1,0 +1,52 @@
+"""What a run would take: `train --dry-run`."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+
+from dist_vsd.config import RunConfig, to_yaml
+from dist_vsd.distributed.layout import Layout
+from dist_vsd.training.state import build_state, phi_tensors
+from dist_vsd.training.update import update
+
+MEASURED_UPDATES = 4
+
+
+def print_estimate(config: RunConfig, layout: Layout, device: torch.device) -> int:
+    """Print the configuration, the layout, memory by what holds it, and time from a few real updates (collective).
+
+    Nothing is written to disk. The updates that are timed are thrown away with the process.
+    """
+    state = build_state(config, layout, device)
+    prior_bytes = sum(p.numel() * p.element_size() for net in (state.prior.unet, state.prior.vae) for p in net.parameters())
+    theta_numbers = sum(p.numel() for p in state.particles[0].theta.parameters())
+    phi_numbers = sum(p.numel() for p in phi_tensors(state).values())
+    seconds = []
+    for index in range(MEASURED_UPDATES):
+        begin = time.perf_counter()
+        update(state, index, measure=True)
+        seconds.append(time.perf_counter() - begin)
+    each = statistics.median(seconds[1:])
+    if layout.rank:
+        return 0
+    mib = 2**20
+    print(to_yaml(config), end="")
+    print(layout_table(layout))
+    print("memory of a rank, MiB (fp32 theta and phi with gradient and two Adam moments; activations not counted):")
+    print(f"  frozen prior      {prior_bytes / mib:10.1f}")
+    print(f"  theta             {16 * theta_numbers * len(state.particles) / mib:10.1f}   ({len(state.particles)} x {theta_numbers:,} numbers)")
+    print(f"  phi               {16 * phi_numbers / mib:10.1f}   ({phi_numbers:,} numbers)")
+    print(f"time: {each:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here), {each * config.num_updates / 60:.1f} minutes in all")
+    return 0
+
+
+def layout_table(layout: Layout) -> str:
+    """Return who owns what, a line a rank."""
+    lines = [f"layout: {layout.num_particles} particle(s) on {layout.world_size} rank(s), {layout.num_shards} shard(s) x {layout.num_views} view(s)"]
+    for rank, shard, view, particles in layout.rows():
+        ids = ", ".join(map(str, particles))
+        lines.append(f"  rank {rank}: shard {shard}, view {view}, particle(s) {ids}")
+    return "\n".join(lines)

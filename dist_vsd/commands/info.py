@@ -1,0 +1,53 @@
+"""`dist-vsd info`: what is installed here, and who would own what."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import platform
+
+from dist_vsd import __version__
+from dist_vsd.commands.arguments import parse
+from dist_vsd.config import PRESET_FOLDER, preset_names
+
+DESCRIPTION = """Show versions, devices and presets; or, with --world-size, which rank would own which particle."""
+PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "nerfacc", "deepspeed", "xformers", "wandb")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InfoArguments:
+    """What `info` takes."""
+
+    world_size: int = 0
+    """Ranks to lay particles over; 0 shows versions instead."""
+    num_particles: int = 1
+    """Particles to lay over them."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; see cli.main for the exit codes."""
+    parsed = parse(InfoArguments, arguments, "info", DESCRIPTION)
+    if parsed.world_size < 0:
+        raise ValueError(f"--world-size must be at least 1, got {parsed.world_size}")
+    if parsed.world_size:
+        from dist_vsd.commands.estimate import layout_table
+        from dist_vsd.distributed.layout import Layout
+
+        print(layout_table(Layout.of(parsed.num_particles, parsed.world_size)))
+        return 0
+    import torch
+
+    print(f"dist-vsd {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    for package in PACKAGES:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = "not installed"
+        print(f"  {package:<13} {version}")
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    print(f"devices: {', '.join(gpus) or f'CPU, {torch.get_num_threads()} threads'}")
+    print("presets:")
+    for name in preset_names():
+        first = (PRESET_FOLDER / f"{name}.yaml").read_text().splitlines()[0]
+        print(f"  {name:<18} {first.lstrip('# ')}")
+    return 0

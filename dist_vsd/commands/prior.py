@@ -1,0 +1,123 @@
+"""`dist-vsd prior sample | train`: draw from any prior; train the embedded one."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from dist_vsd.commands.arguments import nearest_command, parse
+
+SAMPLE = """Draw pictures from a prior by DDIM.
+
+dist-vsd prior sample "a red car, front view" --out car.png"""
+TRAIN = """Train the embedded prior anew: pictures, VAE, denoiser, CLIP, measurements, model card.
+
+About two hours on two CPU cores, minutes on a GPU. Stopped at any time, the same command goes on."""
+HELP = """usage: dist-vsd prior sample|train [OPTIONS]
+
+  sample   draw pictures from any prior
+  train    train the embedded prior by its recipe
+"""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleArguments:
+    """What `prior sample` takes."""
+
+    prompt: tyro.conf.Positional[str]
+    """What to draw."""
+    out: str = "sample.png"
+    """The picture; several samples stand side by side."""
+    prior: str = "embedded"
+    """embedded, the path of a StableDiffusionPipeline folder, or a hub id."""
+    num_samples: int = 4
+    """Pictures to draw."""
+    num_steps: int = 50
+    """DDIM steps."""
+    guidance_scale: float = 7.5
+    """Classifier-free guidance s."""
+    seed: int = 0
+    """Of the first picture; the others take the next ones."""
+    enlarge: int = 2
+    """Times that each pixel is repeated along both axes."""
+
+    def __post_init__(self) -> None:
+        if not self.prompt.strip():
+            raise ValueError('the prompt is empty: give one, as in dist-vsd prior sample "a red car, front view"')
+        for name in ("num_samples", "num_steps", "enlarge"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; see cli.main for the exit codes."""
+    actions = {"sample": run_sample, "train": run_train}
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if arguments[0] not in actions:
+        raise ValueError(f"prior {arguments[0]!r} does not exist{nearest_command(arguments[0], actions)}: use sample or train")
+    return actions[arguments[0]](arguments[1:])
+
+
+def run_sample(arguments: list[str]) -> int:
+    """Draw pictures and write them as one PNG."""
+    parsed = parse(SampleArguments, arguments, "prior sample", SAMPLE)
+    file = Path(parsed.out)
+    if file.suffix.lower() != ".png":
+        raise ValueError(f"--out must be a .png file, got {parsed.out!r}")
+    if file.is_dir() or (file.parent.exists() and not file.parent.is_dir()):
+        raise ValueError(f"--out {parsed.out!r} can't be written: choose another file")
+
+    import torch
+
+    from dist_vsd.image_files import enlarge, tile, write_png
+    from dist_vsd.priors.sampling import load_pipeline, sample
+
+    pipeline, folder = load_pipeline(parsed.prior, "cuda" if torch.cuda.is_available() else "cpu")
+    seeds = list(range(parsed.seed, parsed.seed + parsed.num_samples))
+    images = sample(pipeline, folder, [parsed.prompt] * len(seeds), parsed.num_steps, parsed.guidance_scale, seeds)
+    write_png(enlarge(tile([images]), parsed.enlarge), file)
+    print(f"{parsed.num_samples} sample(s) of {parsed.prompt!r}: {file}")
+    return 0
+
+
+def run_train(arguments: list[str]) -> int:
+    """Run the recipe and write the pipeline folder with its card."""
+    import torch
+
+    from dist_vsd.priors.embedded.card import measure, write_card
+    from dist_vsd.priors.embedded.recipe import LineReporter, RecipeConfig, train_prior, write_prior
+
+    @dataclasses.dataclass(frozen=True, kw_only=True)
+    class TrainArguments:
+        """What `prior train` takes."""
+
+        recipe: Annotated[RecipeConfig, tyro.conf.arg(name="")] = RecipeConfig()
+        out: str = "prior"
+        """Folder for the finished prior; use it with --prior."""
+        work_dir: str = ".prior_work"
+        """Folder for pictures and the states of unfinished stages; may be removed afterwards."""
+        note: str = ""
+        """A sentence for the model card."""
+
+    parsed = parse(TrainArguments, arguments, "prior train", TRAIN)
+    out, work = Path(parsed.out), Path(parsed.work_dir)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: choose a folder")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    begin = time.monotonic()
+    prior, held_out = train_prior(parsed.recipe, work, device, LineReporter())
+    write_prior(prior, out)
+    print("measuring", flush=True)
+    figures = measure(out, held_out, device)
+    settings = dataclasses.asdict(parsed.recipe)
+    write_card(out, figures, settings, (time.monotonic() - begin) / 60, parsed.note)
+    for name, value in figures.items():
+        print(f"{name}: {value}")
+    print(f"the prior is in {out}; its card is {out / 'README.md'}")
+    return 0

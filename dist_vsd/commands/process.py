@@ -1,0 +1,38 @@
+"""This process among its fellows: device, rank and world size, from accelerate."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+
+
+@dataclasses.dataclass(frozen=True)
+class Process:
+    """Where this process runs.
+
+    Attributes:
+        device: of this rank (by its local rank).
+        rank: among all ranks.
+        world_size: number of ranks.
+    """
+
+    device: torch.device
+    rank: int
+    world_size: int
+
+
+def start_process() -> Process:
+    """Join the process group that the launcher set up, on gloo without a GPU and NCCL with one (collective).
+
+    Started without a launcher it is one process. accelerate takes "no GPU" to mean one process unless it is told the
+    backend.
+    """
+    on_cpu = not torch.cuda.is_available()
+    backend = "gloo" if on_cpu else "nccl"
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(backend=backend)])
+    if on_cpu and accelerator.num_processes > 1:
+        torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    return Process(accelerator.device, accelerator.process_index, accelerator.num_processes)

@@ -1,0 +1,118 @@
+"""`dist-vsd render`: pictures of a run's particles."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import tyro
+
+from dist_vsd.commands.arguments import parse
+
+if TYPE_CHECKING:
+    from dist_vsd.cameras import Cameras
+    from dist_vsd.training.saved_run import SavedRun
+
+KINDS = ("turntable", "grid", "views")
+DESCRIPTION = """Render the particles of a run from any cameras.
+
+turntable: one turn of each particle as GIF, MP4 and a PNG strip
+grid:      one PNG, a row for each particle, a column for each of --num-views azimuths
+views:     one PNG for each particle and each --azimuth-deg
+
+Files go to RUN_DIR/export (turntable) and RUN_DIR/renders (grid, views) unless --out says otherwise."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RenderArguments:
+    """What `render` takes."""
+
+    run_dir: tyro.conf.Positional[str]
+    """The run directory."""
+    kind: str = "turntable"
+    """turntable, grid or views."""
+    particles: tuple[int, ...] = ()
+    """Ids of the particles; all by default."""
+    num_views: int = 0
+    """Frames of a turntable (40 by default) or columns of a grid (8 by default)."""
+    azimuth_deg: tuple[float, ...] = (0.0, 90.0, 180.0, 270.0)
+    """Azimuths of `views`, degrees; 0 looks at the front."""
+    elevation_deg: float = 15.0
+    """Elevation of all cameras, degrees."""
+    distance: float = 0.0
+    """Distance to the origin, scene units; 0: the middle of the training cameras'."""
+    fov_deg: float = 0.0
+    """Vertical field of view, degrees; 0: the middle of the training cameras'."""
+    size: int = 128
+    """Height and width, pixels."""
+    out: str = ""
+    """Folder for the files."""
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"--kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.size < 1:
+            raise ValueError(f"--size must be at least 1, got {self.size}")
+        if self.num_views < 0:
+            raise ValueError(f"--num-views must be at least 1, got {self.num_views}")
+        if not -90 <= self.elevation_deg <= 90:
+            raise ValueError(f"--elevation-deg must be in [-90, 90], got {self.elevation_deg}")
+        if self.distance < 0 or not 0 <= self.fov_deg < 180:
+            raise ValueError(f"--distance must be positive and --fov-deg in (0, 180), got {self.distance} and {self.fov_deg}")
+        if not self.azimuth_deg:
+            raise ValueError("--azimuth-deg must name at least one azimuth")
+
+
+def run(arguments: list[str]) -> int:
+    """Run the command; see cli.main for the exit codes."""
+    parsed = parse(RenderArguments, arguments, "render", DESCRIPTION)
+
+    import torch
+
+    from dist_vsd.export.turntable import render_views, write_grid, write_turntable
+    from dist_vsd.image_files import write_png
+    from dist_vsd.training.saved_run import open_run
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    saved = open_run(Path(parsed.run_dir), parsed.particles, device)
+    for note in saved.notes:
+        print(note)
+    cameras = choose_cameras(parsed, saved).to(device)
+    folder = Path(parsed.out) if parsed.out else saved.path / ("export" if parsed.kind == "turntable" else "renders")
+    files: list[Path] = []
+    rows = []
+    for particle, theta in saved.particles.items():
+        frames = render_views(theta, cameras, parsed.size)
+        if parsed.kind == "turntable":
+            files += write_turntable(frames, folder / f"turntable_{particle:04d}")
+        elif parsed.kind == "grid":
+            rows.append(frames)
+        else:
+            for azimuth, frame in zip(parsed.azimuth_deg, frames, strict=True):
+                file = folder / f"particle_{particle:04d}_azimuth_{azimuth:+08.2f}.png"
+                write_png(frame[None], file)
+                files.append(file)
+    if rows:
+        files.append(write_grid(rows, folder / f"grid_update_{saved.update:08d}.png"))
+    print(f"update {saved.update} of {saved.path}:")
+    for file in files:
+        print(f"  {file}")
+    return 0
+
+
+def choose_cameras(parsed: RenderArguments, saved: SavedRun) -> Cameras:
+    """Return the cameras that the arguments ask for, by default at the middle of those of training."""
+    import torch
+
+    from dist_vsd.cameras import look_at_origin, turntable
+
+    camera = saved.config.camera
+    distance = parsed.distance or sum(camera.distance) / 2
+    fov_deg = parsed.fov_deg or sum(camera.fov_deg) / 2
+    if parsed.kind == "views":
+        azimuth = torch.tensor(parsed.azimuth_deg)
+        ones = torch.ones_like(azimuth)
+        return look_at_origin(azimuth, parsed.elevation_deg * ones, distance * ones, fov_deg * ones)
+    num_views = parsed.num_views or (40 if parsed.kind == "turntable" else 8)
+    return turntable(num_views, parsed.elevation_deg, distance, fov_deg)

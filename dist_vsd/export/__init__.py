@@ -1,0 +1,1 @@
+"""Particles as files for others: turntables, point clouds and meshes."""

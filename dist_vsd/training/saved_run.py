@@ -1,0 +1,64 @@
+"""Reading the particles of a run back, for whoever looks at them afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import torch
+
+from dist_vsd.config import RunConfig, merge
+from dist_vsd.particles.particle import Particle
+from dist_vsd.serialization import read_tensors
+from dist_vsd.training.checkpoint import load_theta, newest_valid
+from dist_vsd.training.run_directory import saved_config
+from dist_vsd.training.state import build_particle
+
+
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A run as its newest valid checkpoint has it.
+
+    Attributes:
+        path: the run directory.
+        config: of the run.
+        update: updates done.
+        particles: by id.
+        notes: checkpoints that were passed over, and why.
+    """
+
+    path: Path
+    config: RunConfig
+    update: int
+    particles: dict[int, Particle]
+    notes: list[str]
+
+
+def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device | str = "cpu") -> SavedRun:
+    """Read particles from the newest valid checkpoint of a run.
+
+    Args:
+        path: the run directory.
+        particles: ids; empty for all.
+        device: to put them on.
+
+    Raises:
+        ValueError: no run, no valid checkpoint, or no such particle.
+    """
+    if not path.is_dir():
+        raise ValueError(f"run directory {path} does not exist: check the path")
+    config = merge(RunConfig(), saved_config(path), str(path / "config.yaml"))
+    found, notes = newest_valid(path / "checkpoints")
+    if found is None:
+        reason = "; ".join(notes) or "none was saved yet"
+        raise ValueError(f"{path} has no valid checkpoint ({reason}): let the run go on, or resume it")
+    wanted = particles or tuple(range(config.num_particles))
+    for particle in wanted:
+        if not 0 <= particle < config.num_particles:
+            raise ValueError(f"{path} has no particle {particle}: its ids are 0 to {config.num_particles - 1}")
+    thetas = {}
+    for particle in wanted:
+        owned = build_particle(config, particle, torch.device(device))
+        load_theta(owned.theta, read_tensors(found.path / "particles" / f"{particle:04d}.safetensors"))
+        thetas[particle] = owned.theta.eval()
+    return SavedRun(path, config, found.update, thetas, notes)
