@@ -39,9 +39,9 @@ class Cameras:
         """Return the cameras of a slice, as a batch."""
         return Cameras(self.c2w[index], self.fov[index], self.azimuth_deg[index], self.elevation_deg[index])
 
-    def to(self, device: torch.device | str) -> Cameras:
+    def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Cameras:
         """Return the same cameras on a device."""
-        return Cameras(*(getattr(self, f.name).to(device) for f in dataclasses.fields(self)))
+        return Cameras(*(getattr(self, f.name).to(device, dtype) for f in dataclasses.fields(self)))
 
     @staticmethod
     def cat(batches: list[Cameras]) -> Cameras:

@@ -37,15 +37,18 @@ def print_estimate(config: RunConfig, layout: Layout, device: torch.device) -> i
     print(layout_table(layout))
     print("memory of a rank, MiB (fp32 theta and phi with gradient and two Adam moments; activations not counted):")
     print(f"  frozen prior      {prior_bytes / mib:10.1f}")
-    print(f"  theta             {16 * theta_numbers * len(state.particles) / mib:10.1f}   ({len(state.particles)} x {theta_numbers:,} numbers)")
+    num_owned = len(state.particles)
+    print(f"  theta             {16 * theta_numbers * num_owned / mib:10.1f}   ({num_owned} x {theta_numbers:,} numbers)")
     print(f"  phi               {16 * phi_numbers / mib:10.1f}   ({phi_numbers:,} numbers)")
-    print(f"time: {each:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here), {each * config.num_updates / 60:.1f} minutes in all")
+    minutes = each * config.num_updates / 60
+    print(f"time: {each:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here), {minutes:.1f} minutes in all")
     return 0
 
 
 def layout_table(layout: Layout) -> str:
     """Return who owns what, a line a rank."""
-    lines = [f"layout: {layout.num_particles} particle(s) on {layout.world_size} rank(s), {layout.num_shards} shard(s) x {layout.num_views} view(s)"]
+    mesh = f"{layout.num_shards} shard(s) x {layout.num_views} view(s)"
+    lines = [f"layout: {layout.num_particles} particle(s) on {layout.world_size} rank(s), {mesh}"]
     for rank, shard, view, particles in layout.rows():
         ids = ", ".join(map(str, particles))
         lines.append(f"  rank {rank}: shard {shard}, view {view}, particle(s) {ids}")

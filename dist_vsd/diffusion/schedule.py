@@ -22,7 +22,7 @@ class NoiseSchedule:
     """A discrete variance-preserving noise schedule.
 
     Attributes:
-        alphas_cumprod: (T,) alpha_t^2, falling from nearly 1.
+        alphas_cumprod: (T,) alpha_t^2, falling from nearly 1; fp64, so that 1 - alpha_t^2 keeps its digits at small t.
         prediction_type: what the network predicts, one of PREDICTION_TYPES.
     """
 
@@ -38,17 +38,17 @@ class NoiseSchedule:
     def from_scheduler_config(config: Mapping[str, Any]) -> NoiseSchedule:
         """Read the schedule from any diffusers scheduler's configuration (its betas and its prediction type)."""
         scheduler = DDPMScheduler.from_config(dict(config))
-        return NoiseSchedule(scheduler.alphas_cumprod, scheduler.config.prediction_type)
+        return NoiseSchedule(scheduler.alphas_cumprod.double(), scheduler.config.prediction_type)
 
     @property
     def num_timesteps(self) -> int:
         """T, the number of noise levels."""
         return self.alphas_cumprod.shape[0]
 
-    def alpha_sigma(self, t: Tensor, ndim: int) -> tuple[Tensor, Tensor]:
-        """Return alpha_t and sigma_t for (B,) integer timesteps, shaped (B, 1, ..., 1) with ``ndim`` dimensions."""
-        alpha_squared = self.alphas_cumprod.to(t.device)[t].reshape(-1, *[1] * (ndim - 1))
-        return alpha_squared.sqrt(), (1.0 - alpha_squared).sqrt()
+    def alpha_sigma(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Return alpha_t and sigma_t for (B,) integer timesteps, (B, 1, ..., 1) to multiply a (B, ...) tensor ``like``, of its dtype."""
+        alpha_squared = self.alphas_cumprod[t].reshape(-1, *[1] * (like.ndim - 1))
+        return alpha_squared.sqrt().to(like.dtype), (1.0 - alpha_squared).sqrt().to(like.dtype)
 
     def to(self, device: torch.device | str) -> NoiseSchedule:
         """Return the schedule on a device."""
@@ -58,7 +58,7 @@ class NoiseSchedule:
         """Turn a network's output, whatever it predicts, into eps (all (B, ...) alike; t (B,) integers)."""
         if self.prediction_type == "epsilon":
             return prediction
-        alpha_t, sigma_t = self.alpha_sigma(t, x_t.ndim)
+        alpha_t, sigma_t = self.alpha_sigma(t, x_t)
         return eps_from_v(prediction, x_t, alpha_t, sigma_t)
 
 
@@ -68,12 +68,12 @@ def add_noise(x_0: Tensor, eps: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Ten
 
 
 def v_from_eps(eps: Tensor, x_0: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-    """v = alpha_t eps - sigma_t x_0 (Salimans and Ho 2022, appendix D)."""
+    """V = alpha_t eps - sigma_t x_0 (Salimans and Ho 2022, appendix D)."""
     return alpha_t * eps - sigma_t * x_0
 
 
 def eps_from_v(v: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-    """eps = alpha_t v + sigma_t x_t."""
+    """Eps = alpha_t v + sigma_t x_t."""
     return alpha_t * v + sigma_t * x_t
 
 
@@ -88,10 +88,10 @@ def x_0_from_eps(eps: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> 
 
 
 def eps_from_score(score: Tensor, sigma_t: Tensor) -> Tensor:
-    """eps = -sigma_t grad log p_t(x_t) (Song et al. 2021)."""
+    """Eps = -sigma_t grad log p_t(x_t) (Song et al. 2021)."""
     return -sigma_t * score
 
 
 def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float) -> Tensor:
-    """eps = eps_uncond + s (eps_cond - eps_uncond) (Ho and Salimans 2022; s = 1 is no guidance)."""
+    """Eps = eps_uncond + s (eps_cond - eps_uncond) (Ho and Salimans 2022; s = 1 is no guidance)."""
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)

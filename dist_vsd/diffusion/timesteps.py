@@ -62,15 +62,14 @@ def draw_timesteps(uniform: Tensor, low_fraction: float, high_fraction: float, n
 
     Args:
         uniform: (B,) in [0, 1).
-        low_fraction, high_fraction: the range as fractions of T; both ends are included.
+        low_fraction, high_fraction: the range as fractions of T; both ends are included (but T itself).
         num_timesteps: T.
 
     Returns:
         (B,) int64 in [0, T-1].
     """
-    low, high = round(low_fraction * num_timesteps), round(high_fraction * num_timesteps)
-    t = low + (uniform * (high - low + 1)).floor().long()
-    return t.clamp(0, num_timesteps - 1)
+    low, high = round(low_fraction * num_timesteps), min(round(high_fraction * num_timesteps), num_timesteps - 1)
+    return low + (uniform * (high - low + 1)).floor().long().clamp(max=high - low)  # rounding may reach the count itself
 
 
 def timestep_weight(weighting: str, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:

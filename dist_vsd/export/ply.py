@@ -65,6 +65,8 @@ def write_ply(field: RadianceField, file: Path, kind: str, resolution: int, thre
         vertices, faces = (vertices - 0.5) * cell - bound, faces[:, ::-1]
     colors = colors_at(field, torch.from_numpy(np.ascontiguousarray(vertices)).float())
     file.parent.mkdir(parents=True, exist_ok=True)
-    geometry = trimesh.PointCloud(vertices, colors) if faces is None else trimesh.Trimesh(vertices, faces, vertex_colors=colors, process=False)
-    geometry.export(file)
+    if faces is None:
+        trimesh.PointCloud(vertices, colors).export(file)
+    else:
+        trimesh.Trimesh(vertices, faces, vertex_colors=colors, process=False).export(file)
     return len(vertices)

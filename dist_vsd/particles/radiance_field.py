@@ -111,6 +111,7 @@ class RadianceField(Particle):
             )
         else:
             offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
+            offset = offset.to(origins)
             rays = render_stratified(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset)
         background = self._background(directions, batch, generator)
         color = rays.color + (1 - rays.opacity[:, None]) * background
@@ -128,7 +129,7 @@ class RadianceField(Particle):
         if self.config.background == "learned":
             return self.background_output(torch.relu(self.background_hidden(directions))).sigmoid()
         if self.config.background == "random" and generator is not None:
-            colors = torch.rand(batch, 3, generator=generator).to(directions.device)
+            colors = torch.rand(batch, 3, generator=generator).to(directions)
             return colors.repeat_interleave(directions.shape[0] // batch, 0)
         return torch.ones_like(directions)
 

@@ -56,7 +56,7 @@ class GaussianMixturePrior:
 
     def eps(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """Return the exact eps = -sigma_t grad log p_t(x_t) for (B, D) points at (B,) timesteps."""
-        alpha_t, sigma_t = self.schedule.alpha_sigma(t, 2)
+        alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t)
         variances = (alpha_t * self.std).square() + sigma_t.square()
         score = mixture_score(x_t, alpha_t[..., None] * self.means, variances, self.weights)
         return eps_from_score(score, sigma_t)

@@ -41,7 +41,7 @@ class StableDiffusionPrior:
         Args:
             prior: "embedded", the path of a StableDiffusionPipeline folder, or a hub id.
             device: of the networks.
-            dtype: of their weights; results are always fp32.
+            dtype: of their weights; results have the dtype of what was given.
 
         Raises:
             ValueError: the prior is missing, incomplete, damaged or of another kind.
@@ -64,17 +64,17 @@ class StableDiffusionPrior:
         if image.shape[-1] != self.image_size:
             image = nn.functional.interpolate(image, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         mean = self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.mean
-        return mean.float() * self.scaling_factor
+        return mean.to(image.dtype) * self.scaling_factor
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Decode (B, 4, h, w) latents to (B, 3, H, W) images in [0, 1]."""
         image = self.vae.decode((x_0 / self.scaling_factor).to(self.vae.dtype)).sample
-        return (image.float() / 2 + 0.5).clamp(0, 1)
+        return (image.to(x_0.dtype) / 2 + 0.5).clamp(0, 1)
 
     def eps(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict the noise in (B, 4, h, w) latents at (B,) timesteps given (B, num_tokens, width) embeddings; fp32."""
+        """Predict the noise in (B, 4, h, w) latents at (B,) timesteps given (B, num_tokens, width) embeddings; of x_t's dtype."""
         prediction = self.unet(x_t.to(self.unet.dtype), t, y.to(self.unet.dtype)).sample
-        return self.schedule.eps_from_prediction(prediction.float(), x_t, t)
+        return self.schedule.eps_from_prediction(prediction.to(x_t.dtype), x_t, t)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Embed prompts; the text encoder is loaded for it and freed again.

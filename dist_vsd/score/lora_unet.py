@@ -79,11 +79,11 @@ class LoraScore(nn.Module):
             c2w: (B, 4, 4) poses; zeros where the pose is dropped.
 
         Returns:
-            eps_phi, (B, 4, h, w), fp32; the gradient flows to phi and x_t.
+            eps_phi, (B, 4, h, w), of x_t's dtype; the gradient flows to phi and x_t.
         """
         self._offset = self.camera_embedding(c2w)
         try:
             prediction = self.unet(x_t.to(self.unet.dtype), t, y.to(self.unet.dtype)).sample
         finally:
             self._offset = None
-        return self.schedule.eps_from_prediction(prediction.float(), x_t, t)
+        return self.schedule.eps_from_prediction(prediction.to(x_t.dtype), x_t, t)

@@ -70,8 +70,8 @@ class RankZeroReporter:
         self._note = ""
         self._bar: Progress | None = None
         if sys.stdout.isatty():
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))
-            self._bar = Progress(*columns, console=Console())
+            text, note = TextColumn("{task.description}"), TextColumn("{task.fields[note]}")
+            self._bar = Progress(text, BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), note, console=Console())
             self._task = self._bar.add_task("updates", total=num_updates, completed=first_update, note="")
             self._bar.start()
 

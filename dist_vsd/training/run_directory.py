@@ -84,7 +84,7 @@ class RunDirectory:
                 temporary.write_text(to_yaml(config))
                 temporary.replace(self.config_file)
         except BlockingIOError as error:
-            raise ValueError(f"run directory {self.path} is in use by a running process: wait for it or choose another --run-dir") from error
+            raise ValueError(f"run directory {self.path} is in use by a running process: wait, or choose another --run-dir") from error
         except OSError as error:
             raise ValueError(f"run directory {self.path} can't be written ({error.strerror}): choose another --run-dir") from error
 

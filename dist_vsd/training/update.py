@@ -21,14 +21,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import Cameras, look_at_origin, uniform, view_words
+from dist_vsd.cameras import Cameras, look_at_origin, view_words
 from dist_vsd.config import CameraConfig
 from dist_vsd.diffusion.schedule import add_noise
 from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at, timestep_weight
 from dist_vsd.distributed.random import Purpose, keyed_generator
 from dist_vsd.objectives.sds import sds_gradient
 from dist_vsd.objectives.vsd import phi_loss, vsd_gradient
-from dist_vsd.priors.prior import eps_pretrain
+from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain
+from dist_vsd.score.score import Score
 from dist_vsd.training.state import OwnedParticle, TrainingState
 
 
@@ -113,7 +114,7 @@ def update_particles(
 
     # A camera and a render of each particle; theta's graph is kept.
     with stopwatch.stage("render"):
-        cameras = draw_cameras(state, ids, index).to(device)
+        cameras = draw_cameras(state, ids, index).to(device, next(group[0].theta.parameters()).dtype)
         renders = [
             particle.theta.render(cameras[i : i + 1], config.render_size, key(state, "ray_jitter", particle.id, index))
             for i, particle in enumerate(group)
@@ -124,18 +125,12 @@ def update_particles(
     # The prior's score and the particles' own, at the same noised render.
     with stopwatch.stage("scores"), torch.no_grad():
         y_c = state.prompt.for_views(words_of(cameras, config.camera))
+        y = state.prompt.plain[[0] * len(ids)].cond
         t = draw_t(state, ids, index).to(device)
         eps = draw_noise(state, "noise", ids, index, x_0)
-        alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0.ndim)
-        x_t = add_noise(x_0, eps, alpha_t, sigma_t)
-        w_t = timestep_weight(config.timesteps.weighting, alpha_t, sigma_t)
-        if state.score is None:
-            gradient = sds_gradient(eps_pretrain(prior, x_t, t, y_c, config.guidance_scale), eps, w_t)
-        else:
-            with state.score.pretrained():
-                eps_prior = eps_pretrain(prior, x_t, t, y_c, config.guidance_scale)
-            y = state.prompt.plain[[0] * len(ids)].cond
-            gradient = vsd_gradient(eps_prior, state.score(x_t, t, y, cameras.c2w), w_t)
+        gradient = score_gradient(
+            prior, state.score, x_0, t, eps, y_c, y, cameras.c2w, config.guidance_scale, config.timesteps.weighting
+        )
 
     # theta <- Adam. Each particle's gradient is its own; only the ranks that share a particle average it.
     with stopwatch.stage("backward"):
@@ -148,6 +143,45 @@ def update_particles(
     figures["theta/score_gradient_norm"].append(float(gradient.norm()))
     figures["theta/opacity"].append(float(torch.stack([r.opacity.mean() for r in renders]).mean().detach()))
     return Views(ids, x_0.detach(), cameras.c2w)
+
+
+def score_gradient(
+    prior: Prior,
+    score: Score | None,
+    x_0: Tensor,
+    t: Tensor,
+    eps: Tensor,
+    y_c: TextEmbeddings,
+    y: Tensor,
+    c2w: Tensor,
+    guidance_scale: float,
+    weighting: str,
+) -> Tensor:
+    """Return the gradient with respect to x_0: of VSD with a score (ProlificDreamer, eq. 9), of SDS without (DreamFusion, eq. 3).
+
+    Args:
+        prior: the frozen model.
+        score: eps_phi, or None.
+        x_0: (B, ...) encoded renders.
+        t: (B,) integer timesteps.
+        eps: noise, like x_0.
+        y_c: embeddings of the prompt with view words, of which eps_pretrain is asked.
+        y: (B, num_tokens, width) embeddings of the plain prompt, of which eps_phi is asked.
+        c2w: (B, 4, 4) poses.
+        guidance_scale: s of eps_pretrain.
+        weighting: name of w(t).
+
+    Returns:
+        Like x_0.
+    """
+    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
+    x_t = add_noise(x_0, eps, alpha_t, sigma_t)
+    w_t = timestep_weight(weighting, alpha_t, sigma_t)
+    if score is None:
+        return sds_gradient(eps_pretrain(prior, x_t, t, y_c, guidance_scale), eps, w_t)
+    with score.pretrained():
+        eps_prior = eps_pretrain(prior, x_t, t, y_c, guidance_scale)
+    return vsd_gradient(eps_prior, score(x_t, t, y, c2w), w_t)
 
 
 def step_particle(state: TrainingState, particle: OwnedParticle, index: int, figures: dict[str, list[float]]) -> None:
@@ -179,7 +213,8 @@ def update_phi(state: TrainingState, views: Views, index: int, step: int) -> flo
         The mean denoising loss over all renders of all ranks.
     """
     config, prior, score = state.config, state.prior, state.score
-    assert score is not None and state.phi_optimizer is not None
+    assert score is not None
+    assert state.phi_optimizer is not None
     global_count = config.num_particles * state.layout.num_views
     parameters = list(score.phi().values())
     warmup = min(1.0, (index + 1) / max(1, config.score.num_warmup_updates))
@@ -197,7 +232,7 @@ def update_phi(state: TrainingState, views: Views, index: int, step: int) -> flo
     total = 0.0
     for start in range(0, len(views.particles), config.micro_batch_size):
         rows = slice(start, start + config.micro_batch_size)
-        alpha_t, sigma_t = prior.schedule.alpha_sigma(t[rows], x_0.ndim)
+        alpha_t, sigma_t = prior.schedule.alpha_sigma(t[rows], x_0)
         x_t = add_noise(x_0[rows], eps[rows], alpha_t, sigma_t)
         y = state.prompt.plain[[0] * len(x_t)].cond
         loss = phi_loss(score(x_t, t[rows], y, c2w[rows]), eps[rows]).sum() / global_count
@@ -223,12 +258,18 @@ def draw_cameras(state: TrainingState, ids: list[int], index: int) -> Cameras:
     camera, batches = state.config.camera, []
     for particle in ids:
         generator = key(state, "camera", particle, index)
-        azimuth = uniform(-180.0, 180.0, 1, generator)
+        azimuth = draw_from((-180.0, 180.0), generator)
         high = bool(torch.rand(1, generator=generator) < camera.high_elevation_share)
-        elevation = uniform(*(camera.high_elevation_deg if high else camera.elevation_deg), 1, generator)
-        distance, fov = uniform(*camera.distance, 1, generator), uniform(*camera.fov_deg, 1, generator)
+        elevation = draw_from(camera.high_elevation_deg if high else camera.elevation_deg, generator)
+        distance, fov = draw_from(camera.distance, generator), draw_from(camera.fov_deg, generator)
         batches.append(look_at_origin(azimuth, elevation, distance, fov))
     return Cameras.cat(batches)
+
+
+def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Draw (1,) from an interval, uniformly; fp64, so that poses are exact before they are rounded to theta's precision."""
+    low, high = interval
+    return low + (high - low) * torch.rand(1, generator=generator).double()
 
 
 def words_of(cameras: Cameras, config: CameraConfig) -> list[str]:
@@ -246,10 +287,10 @@ def draw_t(state: TrainingState, ids: list[int], index: int) -> Tensor:
 
 
 def draw_noise(state: TrainingState, purpose: Purpose, ids: list[int], index: int, like: Tensor, step: int = 0) -> Tensor:
-    """Draw standard normal noise for each particle, shaped and placed like ``like``."""
+    """Draw standard normal noise for each particle, shaped, placed and typed like ``like``."""
     shape = like.shape[1:]
     rows = [torch.randn(shape, generator=key(state, purpose, particle, index, step)) for particle in ids]
-    return torch.stack(rows).to(like.device)
+    return torch.stack(rows).to(like)
 
 
 def regularization(state: TrainingState, index: int, regularizers: dict[str, Tensor]) -> Tensor | float:

@@ -81,7 +81,7 @@ def _denoising_loss(prior: StableDiffusionPrior, images: torch.Tensor, subjects:
     for level in NOISE_LEVELS:
         eps = torch.randn(x_0.shape, generator=generator).to(device)
         t = torch.full((len(x_0),), level, device=device)
-        x_t = add_noise(x_0, eps, *prior.schedule.alpha_sigma(t, 4))
+        x_t = add_noise(x_0, eps, *prior.schedule.alpha_sigma(t, x_0))
         predicted = torch.cat([prior.eps(*rows) for rows in zip(x_t.split(128), t.split(128), y.split(128), strict=True)])
         losses[str(level)] = float((predicted - eps).square().mean())
     return losses

@@ -1,6 +1,6 @@
 """`dist-vsd prior train`: the embedded prior from nothing, resumable, seeded, with a model card of what was measured.
 
-    pictures -> VAE -> latents -> UNet and text encoder -> CLIP -> a StableDiffusionPipeline folder -> measurements -> card
+pictures -> VAE -> latents -> UNet and text encoder -> CLIP -> a StableDiffusionPipeline folder -> measurements -> card
 """
 
 from __future__ import annotations

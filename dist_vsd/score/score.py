@@ -1,0 +1,20 @@
+"""What an update asks of eps_phi, whatever it is made of."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Protocol
+
+from torch import Tensor
+
+
+class Score(Protocol):
+    """eps_phi(x_t, t, c, y), the noise predictor of the particles' renders."""
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor, c2w: Tensor) -> Tensor:
+        """Predict the noise in (B, ...) noised renders at (B,) timesteps, given texts and (B, 4, 4) poses."""
+        ...
+
+    def pretrained(self) -> contextlib.AbstractContextManager[None]:
+        """Return a context in which networks that are shared with the prior are the prior's own."""
+        ...

@@ -1,0 +1,45 @@
+"""Small real runs on the embedded prior, shared by the tests."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+# A small field and few updates: what these runs show does not depend on their size.
+TINY = [
+    "--num-updates", "8", "--checkpoint-every", "4", "--log-every", "1", "--check-every", "1", "--preview-every", "1000",
+    "--field.dense-grid.resolutions", "8", "16", "--field.num-samples", "16", "--field.occupancy-every", "2",
+]  # fmt: skip
+
+
+def environment():
+    return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def start(arguments, num_ranks=1, **options):
+    """Start `dist-vsd train` as users do: alone, or on several ranks by accelerate."""
+    command = [sys.executable]
+    if num_ranks > 1:
+        config = str(ROOT / "launch_configs" / "cpu.yaml")
+        command += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(num_ranks)]
+        command += ["--main_process_port", "0"]
+    command += ["-m", "dist_vsd"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen([*command, "train", *arguments], env=environment(), **pipes, **options)
+
+
+def finish(process, timeout=240):
+    """Wait for a process; return its exit code and what it printed."""
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def checkpoint(run_dir, update):
+    """Return all tensors of a checkpoint by file and name."""
+    folder = Path(run_dir) / "checkpoints" / f"update_{update:08d}"
+    files = sorted(folder.rglob("*.safetensors"))
+    assert files, folder
+    return {f"{file.relative_to(folder)}:{name}": tensor for file in files for name, tensor in load_file(file).items()}
