@@ -91,6 +91,8 @@ class RunConfig:
     """radiance_field (3D) or image (2D: text to image)."""
     prior: str = "embedded"
     """embedded (ships with the package), the path of a StableDiffusionPipeline folder, or a hub id."""
+    final_lr_fraction: float = 1.0
+    """Theta's learning rates fall linearly to this fraction of themselves by the last update (1: constant, as published)."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s of eps_pretrain: 7.5 for VSD, 100 for SDS with Stable Diffusion."""
     negative_prompt: str = ""
@@ -125,6 +127,8 @@ class RunConfig:
         for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
+        if not 0.0 <= self.final_lr_fraction <= 1.0:
+            raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}: change --seed")
         for name, choices in (("objective", OBJECTIVES), ("representation", REPRESENTATIONS), ("precision", PRECISIONS)):

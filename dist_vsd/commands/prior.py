@@ -10,6 +10,7 @@ from typing import Annotated
 import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse
+from dist_vsd.priors.embedded.recipe_config import RecipeConfig
 
 SAMPLE = """Draw pictures from a prior by DDIM.
 
@@ -53,6 +54,19 @@ class SampleArguments:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainArguments:
+    """What `prior train` takes."""
+
+    recipe: Annotated[RecipeConfig, tyro.conf.arg(name="")] = RecipeConfig()
+    out: str = "prior"
+    """Folder for the finished prior; use it with --prior."""
+    work_dir: str = ".prior_work"
+    """Folder for pictures and the states of unfinished stages; may be removed afterwards."""
+    note: str = ""
+    """A sentence for the model card."""
+
+
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     actions = {"sample": run_sample, "train": run_train}
@@ -91,19 +105,7 @@ def run_train(arguments: list[str]) -> int:
     import torch
 
     from dist_vsd.priors.embedded.card import measure, write_card
-    from dist_vsd.priors.embedded.recipe import LineReporter, RecipeConfig, train_prior, write_prior
-
-    @dataclasses.dataclass(frozen=True, kw_only=True)
-    class TrainArguments:
-        """What `prior train` takes."""
-
-        recipe: Annotated[RecipeConfig, tyro.conf.arg(name="")] = RecipeConfig()
-        out: str = "prior"
-        """Folder for the finished prior; use it with --prior."""
-        work_dir: str = ".prior_work"
-        """Folder for pictures and the states of unfinished stages; may be removed afterwards."""
-        note: str = ""
-        """A sentence for the model card."""
+    from dist_vsd.priors.embedded.recipe import LineReporter, train_prior, write_prior
 
     parsed = parse(TrainArguments, arguments, "prior train", TRAIN)
     out, work = Path(parsed.out), Path(parsed.work_dir)

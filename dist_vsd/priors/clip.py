@@ -35,7 +35,7 @@ class ClipScorer:
             ValueError: the folder is missing, incomplete or damaged.
         """
         try:
-            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, torch_dtype=torch.float32)
+            model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True).float()
             tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
             moments = json.loads((folder / "preprocessor_config.json").read_text())
         except (OSError, ValueError, SafetensorError) as error:

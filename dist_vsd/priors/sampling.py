@@ -24,7 +24,7 @@ def load_pipeline(prior: str, device: torch.device | str = "cpu") -> tuple[Stabl
     variant = next((v for v in folder.variants.values() if v), None)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(
-            folder.path, torch_dtype=torch.float32, use_safetensors=True, local_files_only=True, variant=variant,
+            folder.path, use_safetensors=True, local_files_only=True, variant=variant,
             safety_checker=None, requires_safety_checker=False, feature_extractor=None,
         )  # fmt: skip
     except (OSError, ValueError, RuntimeError, KeyError) as error:
@@ -32,7 +32,7 @@ def load_pipeline(prior: str, device: torch.device | str = "cpu") -> tuple[Stabl
         raise ValueError(f"prior {prior!r} can't be loaded ({reason}): copy the whole pipeline folder anew") from error
     pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config)
     pipeline.set_progress_bar_config(disable=True)
-    return pipeline.to(device), folder
+    return pipeline.to(device, torch.float32), folder
 
 
 def sample(

@@ -121,9 +121,8 @@ def check_vocabulary(prompts: list[str], folder: PipelineFolder) -> None:
 def _load_component(kind: type, folder: PipelineFolder, component: str, dtype: torch.dtype) -> nn.Module:
     variant = folder.variants[component]
     try:
-        return kind.from_pretrained(
-            folder.path / component, torch_dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant
-        )
+        network = kind.from_pretrained(folder.path / component, use_safetensors=True, local_files_only=True, variant=variant)
+        return network.to(dtype)  # the argument for it is called torch_dtype or dtype, by version
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"prior {str(folder.path)!r} is damaged: its {component} can't be loaded ({reason}); copy it anew") from error

@@ -136,8 +136,11 @@ def update_particles(
     with stopwatch.stage("backward"):
         for particle in group:
             particle.optimizer.zero_grad(set_to_none=True)
-        regularizers = sum(regularization(state, index, r.regularizers) for r in renders)
-        torch.autograd.backward([x_0, x_0.new_zeros(()) + regularizers], [gradient, None])
+        penalty = sum(regularization(state, index, render.regularizers) for render in renders)
+        if isinstance(penalty, Tensor):
+            torch.autograd.backward([x_0, penalty], [gradient, None])
+        else:
+            torch.autograd.backward(x_0, gradient)
         for particle in group:
             step_particle(state, particle, index, figures)
     figures["theta/score_gradient_norm"].append(float(gradient.norm()))
@@ -193,6 +196,10 @@ def step_particle(state: TrainingState, particle: OwnedParticle, index: int, fig
     if not math.isfinite(norm):
         figures["theta/skipped"].append(1.0)
         return
+    decay = 1.0 - (1.0 - state.config.final_lr_fraction) * index / state.config.num_updates
+    rates = [group["lr"] for group in particle.theta.parameter_groups()]
+    for group, lr in zip(particle.optimizer.param_groups, rates, strict=True):
+        group["lr"] = lr * decay
     particle.optimizer.step()
     particle.theta.after_update(index, keyed_generator(state.config.seed, "occupancy", particle=particle.id, update=index))
 
@@ -294,8 +301,9 @@ def draw_noise(state: TrainingState, purpose: Purpose, ids: list[int], index: in
 
 
 def regularization(state: TrainingState, index: int, regularizers: dict[str, Tensor]) -> Tensor | float:
-    """Weigh a render's regularisers; 0 for a particle without any."""
+    """Weigh a render's regularisers; 0.0 where there are none or none acts."""
     config = state.config.regularization
-    if not regularizers or index < config.begin_at * state.config.num_updates:
+    acts = config.opacity > 0 or config.entropy > 0
+    if not regularizers or not acts or index < config.begin_at * state.config.num_updates:
         return 0.0
     return config.opacity * regularizers["opacity"] + config.entropy * regularizers["entropy"]

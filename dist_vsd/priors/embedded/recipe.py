@@ -23,37 +23,12 @@ from dist_vsd.priors.embedded.captions import vocabulary
 from dist_vsd.priors.embedded.losses import clip_loss, denoising_loss, encode_pictures, vae_loss
 from dist_vsd.priors.embedded.networks import build_clip, build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
 from dist_vsd.priors.embedded.pictures import Pictures, read_shards, write_shard
+from dist_vsd.priors.embedded.recipe_config import NUM_HELD_OUT_SHARDS, RecipeConfig
 from dist_vsd.priors.embedded.stage import StageSettings, train_stage
 from dist_vsd.priors.pipeline_folder import FACTS_FILE
 from dist_vsd.serialization import read_tensors, write_tensors
 
 Report = Callable[[str, int, int, dict[str, float]], None]
-NUM_HELD_OUT_SHARDS = 4
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RecipeConfig:
-    """How long each stage is; the defaults made the weights that ship."""
-
-    num_shards: int = 64
-    """Shards of 768 pictures; the last 4 are held out for the measurements."""
-    vae_steps: int = 2400
-    """Steps of batch 16."""
-    denoiser_steps: int = 4000
-    """Steps of batch 64, UNet and text encoder together."""
-    clip_steps: int = 1500
-    """Steps of batch 128."""
-    seed: int = 0
-    """Of pictures, starts and draws."""
-    num_workers: int = 2
-    """Processes that render pictures."""
-
-    def __post_init__(self) -> None:
-        if self.num_shards <= NUM_HELD_OUT_SHARDS:
-            raise ValueError(f"--num-shards must be above {NUM_HELD_OUT_SHARDS}, the number held out, got {self.num_shards}")
-        for name in ("vae_steps", "denoiser_steps", "clip_steps", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,339 @@
+"""Bad command lines: exit code 2, one line with the rule, the value and what to change, and nothing written."""
+
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from dist_vsd.cli import main
+from dist_vsd.config import RunConfig
+from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER
+from dist_vsd.training.preemption import STOP_SIGNALS
+from dist_vsd.training.run_directory import RunDirectory
+from tests.runs import environment
+
+FILES = {
+    "one.txt": "a green duck\n",
+    "empty.txt": "\n",
+    "two.txt": "a green duck\na red car\n",
+    "latin_1.txt": "a gr\xfcn duck\n",
+    "unknown.yaml": "num_particle: 3\n",
+    "nested.yaml": "score:\n  rnk: 4\n",
+    "text.yaml": "num_particles: many\n",
+    "boolean.yaml": "num_updates: true\n",
+    "number.yaml": "prompt: 7\n",
+    "pair.yaml": "camera:\n  distance: [1.0]\n",
+    "section.yaml": "score: 4\n",
+    "wrong_type.yaml": "seed: one\n",
+    "count.yaml": "num_updates: 0\n",
+    "malformed.yaml": "seed: [1, 2\n",
+    "list.yaml": "- seed\n",
+    "foreign/notes.txt": "not a run's\n",
+    "damaged/config.yaml": "seed: [1, 2\n",
+}
+TAKEN = RunConfig(prompt="a green duck", run_dir="taken")
+
+PROMPT_CASES = {
+    'train ""': ("the prompt is empty", "give one"),
+    'train "  "': ("the prompt is empty",),
+    "train": ("the prompt is empty",),
+    "train --prompt-file empty.txt": ("one prompt on one line", "empty.txt has 0"),
+    "train --prompt-file two.txt": ("one prompt on one line", "two.txt has 2", "split it"),
+    "train --prompt-file latin_1.txt": ("latin_1.txt can't be read", "UnicodeDecodeError"),
+    "train --prompt-file absent.txt": ("absent.txt can't be read", "FileNotFoundError", "check the path"),
+    'train "a red car" --prompt-file one.txt': ("one prompt", "'a red car'", "one.txt", "drop one"),
+    "train a green duck": ("green duck", "dist-vsd train --help"),
+    'train "a green dragon"': ("does not know 'dragon'", "it knows the words", " duck ", " green "),
+    'train "a gren duck" --negative-prompt ugly': ("'gren'", "'ugly'", "did you mean green"),
+    'prior sample "a green dragon"': ("does not know 'dragon'", "it knows the words", " duck "),
+    'prior sample " "': ("the prompt is empty", "give one"),
+}
+VALUE_CASES = {
+    'train "a duck" --num-particles 0': ("num_particles must be at least 1, got 0", "--num-particles"),
+    'train "a duck" --num-particles -3': ("num_particles must be at least 1, got -3", "--num-particles"),
+    'train "a duck" --num-updates 0': ("num_updates must be at least 1, got 0", "--num-updates"),
+    'train "a duck" --checkpoint-every 0': ("checkpoint_every must be at least 1, got 0", "--checkpoint-every"),
+    'train "a duck" --keep-checkpoints 0': ("keep_checkpoints must be at least 1, got 0", "--keep-checkpoints"),
+    'train "a duck" --log-every 0': ("log_every must be at least 1, got 0", "--log-every"),
+    'train "a duck" --check-every 0': ("check_every must be at least 1, got 0", "--check-every"),
+    'train "a duck" --preview-every 0': ("preview_every must be at least 1, got 0", "--preview-every"),
+    'train "a duck" --micro-batch-size 0': ("micro_batch_size must be at least 1, got 0", "--micro-batch-size"),
+    'train "a duck" --render-size 0': ("render_size must be at least 1, got 0", "--render-size"),
+    'train "a duck" --score.rank 0': ("score.rank must be at least 1, got 0", "--score.rank"),
+    'train "a duck" --score.steps-per-update 0': ("score.steps_per_update must be at least 1, got 0", "--score.steps-per-update"),
+    'train "a duck" --image.resolution 0': ("image.resolution must be at least 1, got 0", "--image.resolution"),
+    'train "a duck" --field.num-samples 0': ("field.num_samples must be at least 1, got 0",),
+    'train "a duck" --seed -1': ("seed must be 0 or more, got -1", "--seed"),
+    'train "a duck" --seed one': ("--seed", "one"),
+    'train "a duck" --num-particles 2.5': ("--num-particles", "2.5"),
+    'train "a duck" --guidance-scale high': ("--guidance-scale", "high"),
+    'train "a duck" --guidance-scale nan': ("guidance_scale", "nan"),
+    'train "a duck" --score.lr -1': ("score.lr", "-1"),
+    'train "a duck" --score.pose-dropout 2': ("score.pose_dropout must be in [0, 1], got 2.0", "--score.pose-dropout"),
+    'train "a duck" --camera.distance 3 2': ("camera.distance", "low before high", "3.0 2.0", "swap"),
+    'train "a duck" --camera.distance 3': ("--camera.distance",),
+    'train "a duck" --timesteps.max-fraction 2': ("max_fraction <= 1", "2.0", "--timesteps"),
+    'train "a duck" --objective vsdd': ("objective must be one of vsd, sds, got 'vsdd'", "did you mean vsd", "--objective"),
+    'train "a duck" --representation radiance-field': ("'radiance-field'", "did you mean radiance_field", "--representation"),
+    'train "a duck" --precision fp61': ("fp32, bf16, fp16", "'fp61'", "did you mean fp16", "--precision"),
+    'train "a duck" --preset embeded': ("preset 'embeded' does not exist", "did you mean embedded", "use one of"),
+    'train "a duck" --timesteps.annealing cosine': ("timesteps.annealing", "stepped, smooth, none", "'cosine'"),
+    'train "a duck" --num-particle 2': ("--num-particle", "did you mean --num-particles"),
+    'train "a duck" --score.rnk 2': ("--score.rnk", "--score.rank"),
+    'train "a duck" --seed': ("--seed",),
+    'train "a duck" --resume=yes': ("--resume",),
+    'prior sample "a duck" --num-samples 0': ("--num-samples must be at least 1, got 0",),
+    'prior sample "a duck" --num-steps 0': ("--num-steps must be at least 1, got 0",),
+    'prior sample "a duck" --enlarge 0': ("--enlarge must be at least 1, got 0",),
+    "prior train --num-shards 4": ("--num-shards must be above 4", "got 4"),
+    "prior train --vae-steps 0": ("--vae-steps must be at least 1, got 0",),
+    "prior train --out one.txt": ("one.txt", "is a file"),
+    "info --world-size -1": ("--world-size must be at least 1, got -1",),
+    "info --world-size 3 --num-particles 2": ("2 particles can't be laid over 3 ranks", "--num-particles 1 or 3"),
+    "info --world-size 2 --num-particles 0": ("num_particles must be at least 1, got 0",),
+    "trian": ("command 'trian' does not exist", "did you mean train", "use one of train, render"),
+    "prior smaple": ("prior 'smaple' does not exist", "did you mean sample", "use sample or train"),
+}
+YAML_CASES = {
+    'train "a duck" --config unknown.yaml': ("unknown.yaml", "unknown key 'num_particle'", "did you mean num_particles"),
+    'train "a duck" --config nested.yaml': ("nested.yaml", "unknown key 'score.rnk'", "did you mean rank"),
+    'train "a duck" --config text.yaml': ("text.yaml", "num_particles must be of type int, got 'many'"),
+    'train "a duck" --config boolean.yaml': ("boolean.yaml", "num_updates must be of type int, got True"),
+    "train --config number.yaml": ("number.yaml", "prompt must be of type str, got 7"),
+    'train "a duck" --config pair.yaml': ("pair.yaml", "camera.distance must be a list of 2, got [1.0]"),
+    'train "a duck" --config section.yaml': ("section.yaml", "score must hold keys of its own, got 4"),
+    'train "a duck" --config=wrong_type.yaml': ("wrong_type.yaml", "seed must be of type int, got 'one'"),
+    'train "a duck" --config count.yaml': ("count.yaml", "num_updates must be at least 1, got 0"),
+    'train "a duck" --config malformed.yaml': ("malformed.yaml is not valid YAML", "line 2"),
+    'train "a duck" --config list.yaml': ("list.yaml must hold 'key: value' lines, got a list",),
+    'train "a duck" --config absent.yaml': ("absent.yaml can't be read", "FileNotFoundError", "check the path"),
+    'train "a duck" --config foreign': ("foreign can't be read", "IsADirectoryError"),
+}
+RUN_DIR_CASES = {
+    'train "a duck" --run-dir taken': ("run directory taken holds a run already", "--resume", "another --run-dir"),
+    'train "a duck" --run-dir foreign': ("run directory foreign holds files that are not a run's", "--run-dir"),
+    'train "a duck" --run-dir one.txt': ("run directory one.txt is a file", "another --run-dir"),
+    'train "a duck" --run-dir one.txt/below': ("one.txt/below can't be written", "--run-dir"),
+    'train "a duck" --run-dir /proc/nowhere': ("/proc/nowhere can't be written", "--run-dir"),
+    f'train "a duck" --run-dir {"long" * 75}': ("long", "--run-dir"),
+    'train "a duck" --resume': ("--resume found no run in runs/a-duck", "check --run-dir"),
+    'train "a duck" --resume --run-dir absent': ("--resume found no run in absent", "check --run-dir"),
+    'train "a duck" --resume --run-dir foreign': ("--resume found no run in foreign",),
+    "train --resume --run-dir damaged": ("damaged/config.yaml", "not valid YAML"),
+    'train "a red car" --resume --run-dir taken': ("can't change prompt from 'a green duck' to 'a red car'", "taken"),
+    "train --resume --run-dir taken --prior elsewhere": ("can't change prior from 'embedded' to 'elsewhere'", "drop --prior"),
+    "train --resume --run-dir taken --seed 1": ("can't change seed from 0 to 1", "drop --seed"),
+    "train --resume --run-dir taken --score.rank 2": ("can't change score.rank from 4 to 2", "drop --score.rank"),
+    "render": ("run-dir", "dist-vsd render --help"),
+    "render absent": ("run directory absent does not exist", "check the path"),
+    "render foreign": ("foreign holds no run", "config.yaml is missing"),
+    "render taken": ("taken has no valid checkpoint", "none was saved yet"),
+    "export absent": ("run directory absent does not exist", "check the path"),
+    "export taken": ("taken has no valid checkpoint", "none was saved yet"),
+    "render taken --kind movie": ("--kind must be one of turntable, grid, views, got 'movie'",),
+    "render taken --size 0": ("--size must be at least 1, got 0",),
+    "render taken --num-views -1": ("--num-views must be at least 1, got -1",),
+    "render taken --elevation-deg 91": ("--elevation-deg must be in [-90, 90], got 91.0",),
+    "render taken --fov-deg 180": ("--fov-deg in (0, 180)", "180.0"),
+    "export taken --kind cloud": ("--kind must be one of mesh, points, got 'cloud'",),
+    "export taken --format obj": ("--format must be one of", "got 'obj'"),
+    "export taken --resolution 1": ("--resolution must be at least 2, got 1",),
+    "export taken --threshold 0": ("--threshold must be positive, got 0.0",),
+    'prior sample "a duck" --out duck.jpg': ("--out must be a .png file, got 'duck.jpg'",),
+    'prior sample "a duck" --out one.txt/duck.png': ("one.txt/duck.png", "can't be written"),
+    'prior sample "a duck" --out one.txt/below/duck.png': ("one.txt/below/duck.png", "can't be written"),
+}
+TRAINED_CASES = {
+    "render trained --particles 7": ("trained has no particle 7", "its ids are 0 to 0"),
+    "render trained --particles -1": ("trained has no particle -1",),
+    "export trained --particles 1": ("trained has no particle 1",),
+    "export trained": ("trained holds image particles", "PLY needs radiance_field", "use dist-vsd render"),
+    "render trained --out one.txt": ("one.txt", "--out"),
+}
+
+
+def rename_weights_to_bin(prior):
+    for file in (prior / "unet").glob("*.safetensors"):
+        file.rename(file.with_suffix(".bin"))
+
+
+def drop_a_tensor(prior):
+    file = next((prior / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    del tensors["conv_in.weight"]
+    save_file(tensors, file, {"format": "pt"})
+
+
+def cut(name, length):
+    """Return a damage that keeps the first (or, negative, all but the last) bytes of a component's weights."""
+
+    def damage(prior):
+        file = next((prior / name).glob("*.safetensors"))
+        file.write_bytes(file.read_bytes()[:length])
+
+    return damage
+
+
+def remove(name):
+    """Return a damage that removes what a pattern matches."""
+
+    def damage(prior):
+        for path in list(prior.glob(name)):
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+    return damage
+
+
+def write(name, text):
+    """Return a damage that replaces a file's text."""
+    return lambda prior: (prior / name).write_text(text)
+
+
+PRIOR_CASES = {
+    "no index": (remove("model_index.json"), ("is incomplete", "model_index.json is missing")),
+    "no vae folder": (remove("vae"), ("is incomplete", "vae is missing", "copy the whole pipeline folder")),
+    "no tokenizer folder": (remove("tokenizer"), ("is incomplete", "tokenizer is missing")),
+    "no tokenizer files": (remove("tokenizer/*"), ("tokenizer",)),
+    "no scheduler file": (remove("scheduler/*"), ("is incomplete", "scheduler_config.json is missing")),
+    "no unet weights": (remove("unet/*.safetensors"), ("is incomplete", "no diffusion_pytorch_model.safetensors", "unet")),
+    "no unet config": (remove("unet/config.json"), ("is incomplete", "unet/config.json is missing")),
+    "another kind": (
+        write("model_index.json", '{"_class_name": "StableDiffusionXLPipeline"}'),
+        ("is a StableDiffusionXLPipeline, not a StableDiffusionPipeline", "choose a Stable Diffusion 1.x or 2.x"),
+    ),
+    "truncated unet": (cut("unet", -1000), ("is damaged", "unet", "can't be read", "copy it anew")),
+    "truncated header": (cut("vae", 6), ("is damaged", "vae", "can't be read")),
+    "empty text encoder": (cut("text_encoder", 0), ("is damaged", "text_encoder", "can't be read")),
+    "a tensor missing": (drop_a_tensor, ("is damaged", "unet", "conv_in.weight")),
+    "garbage JSON": (write("vae/config.json", "{"), ("is damaged", "vae/config.json is not readable JSON")),
+    "a JSON list": (write("scheduler/scheduler_config.json", "[]"), ("is damaged", "scheduler_config.json holds no JSON object")),
+    "pickled weights": (rename_weights_to_bin, ("only pickled weights", "unet", "convert them to safetensors")),
+}
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path, monkeypatch):
+    """A current folder with FILES and the start of a run in ``taken``; signal handlers are put back afterwards."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIST_VSD_TRACEBACK", raising=False)
+    monkeypatch.delenv("RANK", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for name, text in FILES.items():
+        Path(name).parent.mkdir(exist_ok=True)
+        Path(name).write_text(text, encoding="latin-1")
+    RunDirectory(Path("taken")).claim(TAKEN)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A finished run of one small picture."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    tiny = ["--representation", "image", "--image.resolution", "8", "--objective", "sds", "--num-particles", "1", "--num-updates", "1"]
+    assert main(["train", "a green duck", *tiny, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+def contents(folder):
+    """Return every path below a folder, with size and time of files."""
+    paths = {path: path.stat() for path in folder.rglob("*")}
+    return {path: (s.st_size, s.st_mtime_ns) if path.is_file() else None for path, s in paths.items()}
+
+
+def assert_refused(words, fragments, capfd):
+    before = contents(Path.cwd())
+    capfd.readouterr()
+    code = main(words)
+    output, errors = capfd.readouterr()
+    assert code == 2, (output, errors)
+    assert output == ""
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
+    assert lines[0].startswith("dist-vsd: error: ")
+    assert "Traceback" not in errors
+    for fragment in fragments:
+        assert fragment in lines[0], f"{fragment!r} is not in {lines[0]!r}"
+    assert contents(Path.cwd()) == before
+
+
+def named(cases):
+    return [pytest.param(command, fragments, id=command[:70]) for command, fragments in cases.items()]
+
+
+@pytest.mark.parametrize(("command", "fragments"), named(PROMPT_CASES))
+def test_a_bad_prompt_is_refused_in_one_line(command, fragments, capfd):
+    assert_refused(shlex.split(command), fragments, capfd)
+
+
+@pytest.mark.parametrize(("command", "fragments"), named(VALUE_CASES))
+def test_a_bad_value_or_name_is_refused_in_one_line(command, fragments, capfd):
+    assert_refused(shlex.split(command), fragments, capfd)
+
+
+@pytest.mark.parametrize(("command", "fragments"), named(YAML_CASES))
+def test_a_bad_configuration_file_is_refused_in_one_line(command, fragments, capfd):
+    assert_refused(shlex.split(command), fragments, capfd)
+
+
+@pytest.mark.parametrize(("command", "fragments"), named(RUN_DIR_CASES))
+def test_a_bad_folder_or_file_is_refused_in_one_line(command, fragments, capfd):
+    assert_refused(shlex.split(command), fragments, capfd)
+
+
+@pytest.mark.parametrize(("command", "fragments"), named(TRAINED_CASES))
+def test_what_a_finished_run_cannot_give_is_refused_in_one_line(command, fragments, trained, capfd):
+    shutil.copytree(trained, "trained")
+    assert_refused(shlex.split(command), fragments, capfd)
+
+
+@pytest.mark.parametrize(("damage", "fragments"), PRIOR_CASES.values(), ids=PRIOR_CASES.keys())
+def test_a_prior_that_cannot_be_used_is_refused_in_one_line(damage, fragments, capfd):
+    shutil.copytree(EMBEDDED_FOLDER, "prior", ignore=shutil.ignore_patterns("clip", "*.png"))
+    damage(Path("prior"))
+    assert_refused(["train", "a green duck", "--prior", "prior"], ("prior 'prior'", *fragments), capfd)
+
+
+@pytest.mark.parametrize(
+    ("prior", "fragments"),
+    [
+        ("nowhere", ("prior 'nowhere' is not a folder", "'embedded'", "hub id")),
+        ("./nowhere", ("prior './nowhere' is not a folder",)),
+        ("nobody/nothing", ("neither a folder here nor to be had from the hub", "check the name or the network")),
+        ("foreign", ("prior 'foreign' is incomplete", "model_index.json is missing")),
+        ("one.txt", ("prior 'one.txt' is not a folder",)),
+        ("~nobody-of-this-name/prior", ("~nobody-of-this-name/prior",)),
+        ("long" * 75, ("is not a folder",)),
+    ],
+    ids=["missing", "missing path", "not on the hub", "no prior", "a file", "no such home", "too long a name"],
+)
+def test_a_prior_that_is_not_there_is_refused_in_one_line(prior, fragments, capfd):
+    assert_refused(["train", "a green duck", "--prior", prior], fragments, capfd)
+
+
+def test_a_resumed_run_does_not_need_its_prompt_file_any_more(capfd):
+    """The prompt stands in config.yaml; what is refused here is a change, so the prompt file was not asked for."""
+    RunDirectory(Path("from_file")).claim(RunConfig(prompt="a green duck", prompt_file="gone.txt", run_dir="from_file"))
+    assert_refused(["train", "--resume", "--run-dir", "from_file", "--seed", "3"], ("can't change seed",), capfd)
+
+
+def test_resume_finds_the_run_of_the_prompt_without_its_other_flags(capfd):
+    """The values of the saved run hold, wherever its folder's name comes from; only what was typed can be a change."""
+    saved = RunConfig(prompt="a green duck", run_dir="runs/a-green-duck", num_particles=7)
+    RunDirectory(Path(saved.run_dir)).claim(saved)
+    assert_refused(["train", "a green duck", "--resume", "--seed", "3"], ("can't change seed from 0 to 3",), capfd)
+
+
+def test_the_process_itself_prints_one_line_and_ends_with_2():
+    command = [sys.executable, "-m", "dist_vsd", "train", "a green dragon", "--prior", str(EMBEDDED_FOLDER)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=240)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert "dragon" in done.stderr

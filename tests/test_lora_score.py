@@ -1,0 +1,168 @@
+"""score/: eps_phi on a small UNet with random weights: what is shared with the prior, what is not, and what it costs."""
+
+import copy
+
+import pytest
+import torch
+
+from dist_vsd.cameras import turntable
+from dist_vsd.diffusion.schedule import NoiseSchedule, eps_from_v
+from dist_vsd.priors.embedded.networks import TEXT_WIDTH, build_scheduler, build_unet
+from dist_vsd.score.camera_embedding import CameraEmbedding
+from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.score.score_config import ScoreConfig
+
+SCHEDULE = NoiseSchedule.from_scheduler_config(build_scheduler().config)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture(scope="module")
+def original():
+    """Return a UNet with random weights; tests copy it."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build_unet().eval()
+
+
+def make(original, schedule=SCHEDULE, rank=4, seed=0):
+    return LoraScore(copy.deepcopy(original), schedule, ScoreConfig(rank=rank), generator(seed))
+
+
+def inputs(count=2):
+    """Return x_t, t, y and c2w."""
+    x_t, y = torch.randn(count, 4, 16, 16, generator=generator()), torch.randn(count, 16, TEXT_WIDTH, generator=generator(1))
+    return x_t, torch.linspace(20, 980, count).long(), y, turntable(count, 15.0, 3.0, 40.0).c2w
+
+
+def perturb(score):
+    """Move phi away from the zeros at which it starts, as training does."""
+    for index, parameter in enumerate(score.phi().values()):
+        parameter.data.add_(0.1 * torch.randn(parameter.shape, generator=generator(index)))
+    return score
+
+
+@torch.no_grad()
+def eps_of(network, x_t, t, y, *c2w):
+    output = network(x_t, t, y, *c2w)
+    return output if isinstance(output, torch.Tensor) else output.sample
+
+
+def test_before_training_eps_phi_is_eps_pretrain_to_the_bit_from_any_camera(original):
+    score, (x_t, t, y, c2w) = make(original), inputs()
+    for poses in (c2w, -7 * c2w, torch.zeros_like(c2w)):
+        assert torch.equal(eps_of(score, x_t, t, y, poses), eps_of(original, x_t, t, y))
+
+
+def test_a_trained_phi_leaves_the_pretrained_model_untouched_to_the_bit(original):
+    score, (x_t, t, y, c2w) = perturb(make(original)), inputs()
+    before = eps_of(score, x_t, t, y, c2w)
+    with score.pretrained():
+        assert torch.equal(eps_of(score.unet, x_t, t, y), eps_of(original, x_t, t, y))
+    assert float((before - eps_of(original, x_t, t, y)).abs().mean()) > 1e-2
+    assert torch.equal(eps_of(score, x_t, t, y, c2w), before)  # the adapters are back on
+
+
+def test_the_adapters_come_back_on_and_stay_trainable_after_an_error_inside(original):
+    score, sample = perturb(make(original)), inputs()
+    before = eps_of(score, *sample)
+    with pytest.raises(RuntimeError, match="out of memory"), score.pretrained():
+        raise RuntimeError("out of memory")
+    assert torch.equal(eps_of(score, *sample), before)
+    assert all(p.requires_grad for p in score.phi().values())
+
+
+def test_lora_matrices_alone_change_eps_phi_and_are_switched_off_with_the_rest(original):
+    score, (x_t, t, y, c2w) = make(original), inputs()
+    for name, parameter in score.phi().items():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.1, generator=generator())
+    assert not torch.equal(eps_of(score, x_t, t, y, c2w), eps_of(original, x_t, t, y))
+    assert torch.equal(eps_of(score, x_t, t, y, c2w), eps_of(score, x_t, t, y, 3 * c2w))  # the camera still says nothing
+
+
+def test_the_camera_matters_once_its_last_layer_is_not_zero(original):
+    score, (x_t, t, y, c2w) = make(original), inputs()
+    score.camera_embedding.last.weight.data.normal_(std=0.1, generator=generator())
+    assert not torch.equal(eps_of(score, x_t, t, y, c2w), eps_of(score, x_t, t, y, c2w.flip(0)))
+    # The pose of one sample does not reach another.
+    one_moved = torch.cat([c2w[:1], c2w[:1]])
+    assert torch.equal(eps_of(score, x_t, t, y, c2w)[0], eps_of(score, x_t, t, y, one_moved)[0])
+    assert not torch.equal(eps_of(score, x_t, t, y, c2w)[1], eps_of(score, x_t, t, y, one_moved)[1])
+
+
+def test_gradients_reach_all_of_phi_and_the_renders_but_not_the_unet(original):
+    score, (x_t, t, y, c2w) = perturb(make(original)), inputs()
+    with score.pretrained():
+        pass
+    x_t.requires_grad_()
+    score(x_t, t, y, c2w).square().sum().backward()
+    assert all(bool(p.grad.abs().sum() > 0) for p in score.phi().values())
+    assert bool(x_t.grad.abs().sum() > 0)
+    own = [p for name, p in score.named_parameters() if name not in score.phi()]
+    assert all(not p.requires_grad and p.grad is None for p in own)
+
+
+def test_phi_moves_and_the_unets_own_weights_do_not_in_an_optimiser_step(original):
+    score, sample = make(original), inputs()
+    optimizer = torch.optim.AdamW(score.phi().values(), lr=1e-2)
+    score(*sample).square().sum().backward()
+    optimizer.step()
+    assert not torch.equal(eps_of(score, *sample), eps_of(original, *sample[:3]))
+    with score.pretrained():
+        assert torch.equal(eps_of(score.unet, *sample[:3]), eps_of(original, *sample[:3]))
+
+
+@pytest.mark.parametrize("rank", [1, 4, 16])
+def test_phi_has_as_many_numbers_as_counted_by_hand_and_there_is_no_second_unet(original, rank):
+    score = make(original, rank=rank)
+    # 3 transformers 64 wide and 4 of 96. Rank r on Linear(i, o) has r (i + o) numbers: q, k, v, out of attn1 and q, out of attn2
+    # are w -> w, k and v of attn2 96 -> w: r (6 * 2w + 2 (96 + w)) in all. The camera: Linear(16, 128) and Linear(128, 128).
+    lora = sum(rank * (12 * w + 2 * (96 + w)) for w in (64, 64, 64, 96, 96, 96, 96))
+    camera = (16 * 128 + 128) + (128 * 128 + 128)
+    assert sum(p.numel() for p in score.phi().values()) == lora + camera
+    in_unet = sum(p.numel() for p in original.parameters())
+    assert sum(p.numel() for p in score.parameters()) == in_unet + lora + camera
+    assert len({p.data_ptr() for p in score.parameters()}) == len(list(score.parameters()))
+
+
+def test_phi_starts_from_the_given_generator_alone(original):
+    torch.manual_seed(1)
+    first = make(original, seed=3)
+    torch.manual_seed(2)
+    same, other = make(original, seed=3).phi(), make(original, seed=4).phi()
+    assert all(torch.equal(p, same[name]) for name, p in first.phi().items())
+    assert not any(torch.equal(p, other[name]) for name, p in first.phi().items() if "lora_A" in name)
+    assert all(bool((p == 0).all()) for name, p in first.phi().items() if "lora_B" in name)
+
+
+def test_a_v_prediction_is_turned_into_eps(original):
+    schedule = NoiseSchedule(SCHEDULE.alphas_cumprod, "v_prediction")
+    x_t, t, y, c2w = inputs()
+    v = eps_of(make(original), x_t, t, y, c2w)
+    eps = eps_of(make(original, schedule), x_t, t, y, c2w)
+    assert torch.equal(eps, eps_from_v(v, x_t, *schedule.alpha_sigma(t, x_t)))
+
+
+def test_the_camera_embedding_is_zero_at_the_start_and_two_layers_by_hand_later():
+    embedding, c2w = CameraEmbedding(8, generator()), turntable(3, 15.0, 3.0, 40.0).c2w
+    assert torch.equal(embedding(c2w), torch.zeros(3, 8))
+    embedding.last.weight.data.normal_(generator=generator())
+    hidden = c2w.reshape(3, 16) @ embedding.first.weight.T
+    by_hand = (hidden * hidden.sigmoid()) @ embedding.last.weight.T
+    torch.testing.assert_close(embedding(c2w), by_hand, rtol=1e-5, atol=1e-6)  # fp32
+
+
+@pytest.mark.parametrize(
+    ("changes", "rule"),
+    [
+        ({"rank": 0}, "score.rank must be at least 1, got 0: raise --score.rank"),
+        ({"steps_per_update": 0}, "raise --score.steps-per-update"),
+        ({"pose_dropout": 1.1}, r"score.pose_dropout must be in \[0, 1\], got 1.1"),
+    ],
+)
+def test_scores_that_can_not_be_are_refused(changes, rule):
+    with pytest.raises(ValueError, match=rule):
+        ScoreConfig(**changes)
