@@ -7,7 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import diffusers
 import pytest
+import transformers
 from safetensors.torch import load_file, save_file
 
 from dist_vsd.cli import main
@@ -223,6 +225,9 @@ def workplace(tmp_path, monkeypatch):
     monkeypatch.delenv("DIST_VSD_TRACEBACK", raising=False)
     monkeypatch.delenv("RANK", raising=False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    # What the command line asks of the libraries before it imports them; other tests may have imported them already.
+    for library in (diffusers, transformers):
+        library.utils.logging.set_verbosity_error()
     for name, text in FILES.items():
         Path(name).parent.mkdir(exist_ok=True)
         Path(name).write_text(text, encoding="latin-1")

@@ -29,7 +29,7 @@ def test_the_start_is_grey_with_a_little_noise_that_depends_on_the_generator_alo
     torch.manual_seed(2)
     assert torch.equal(particle(seed=4, resolution=64).logits, first.logits)
     assert not torch.equal(particle(seed=5, resolution=64).logits, first.logits)
-    image = first.render(cameras(1), 64).image
+    image = first.render(cameras(1), 64).image.detach()
     # Logits of standard deviation 0.1 are colours of 0.025; the mean of 12,288 of them is 0.0002, and four of these.
     assert float(image.mean()) == pytest.approx(0.5, abs=0.001)
     assert float(image.std()) == pytest.approx(0.025, rel=0.05)

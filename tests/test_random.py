@@ -43,9 +43,9 @@ def test_neighbouring_keys_are_uncorrelated():
 def test_the_numbers_of_a_key_are_pinned():
     """A change of the scheme would silently make every resumed run another one: bump the checkpoint's version with it."""
     # blake2b of the key, little end first, without its lowest bit: 64 bits made to fit torch's signed seed.
-    assert keyed_generator(0, "noise").initial_seed() == PINNED_SEED
+    assert keyed_generator(0, "noise").initial_seed() == 8_298_507_272_132_640_437
     drawn = torch.rand(3, generator=keyed_generator(0, "noise"), dtype=torch.float64)
-    assert drawn.tolist() == PINNED_NUMBERS
+    assert drawn.tolist() == [0.5787563316183876, 0.7485532257615035, 0.42655732520757683]
 
 
 def test_the_global_random_state_is_neither_read_nor_changed():

@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from dist_vsd.cameras import look_at_origin
-from dist_vsd.priors.embedded.render import STEP_FRACTION, render_object
+from dist_vsd.priors.embedded.render import render_object
 from dist_vsd.priors.embedded.scenes import ACCENTS, COLORS, NUM_PROPORTIONS, OBJECTS, SCENE_RADIUS, albedo, signed_distance
 
 EVERY_OBJECT = pytest.mark.parametrize("name", list(OBJECTS))
+WITH_ELLIPSOIDS = {"duck", "snowman", "mushroom"}
 # A handle, a beak, a nose, a bonnet, a backrest, a door: these look different from behind.
 WITH_A_FRONT = {"mug", "duck", "snowman", "car", "chair", "house"}
 CANONICAL = torch.zeros(1, NUM_PROPORTIONS)
@@ -62,29 +63,28 @@ def test_the_most_extreme_proportions_stay_inside_the_scene_radius(name):
 
 
 @EVERY_OBJECT
-def test_no_march_steps_through_a_surface(name):
-    """The renderer steps STEP_FRACTION of the signed distance: that must never be more than the true distance."""
-    for seed in range(3):
+def test_outside_the_signed_distance_is_never_larger_than_the_true_one(name):
+    """What sphere tracing rests on: a step of that length never jumps over a surface."""
+    for seed in range(2):
         proportions = some_proportions(1, seed, torch.float64)
-        surface = surface_points(name, proportions, 4000)
+        surface = surface_points(name, proportions, 2000)
         points = points_in_ball(1500, 1.2, seed, torch.float64)
-        points = points[signed_distance(name, points, proportions) > 0]
-        # The nearest of some sampled points of the surface is no nearer than the surface itself.
+        distance = signed_distance(name, points, proportions)
+        # The nearest of some sampled points of the surface is no nearer than the surface itself; bisection is right to 1e-12.
         true_or_more = torch.cdist(points, surface).amin(1)
-        step = STEP_FRACTION * signed_distance(name, points, proportions)
-        assert float((step - true_or_more).max()) < 1e-9
+        assert float((distance - true_or_more)[distance > 0].max()) < 1e-9
 
 
-@EVERY_OBJECT
-def test_outside_the_distance_changes_no_faster_than_marching_allows(name):
+@pytest.mark.parametrize("name", [name for name in OBJECTS if name not in WITH_ELLIPSOIDS])
+def test_outside_the_distance_of_exact_parts_changes_no_faster_than_the_point_moves(name):
+    # The usual formula of an ellipsoid falls short beside its long axis and climbs back with slopes of 3: never too long, not Lipschitz.
     for seed in range(3):
         proportions = some_proportions(1, seed, torch.float64)
         a = points_in_ball(6000, 1.2, seed, torch.float64)
-        b = a + 1e-4 * points_in_ball(6000, 1.0, seed + 50, torch.float64)
+        b = a + 1e-3 * points_in_ball(6000, 1.0, seed + 50, torch.float64)
         distance_a, distance_b = (signed_distance(name, p, proportions) for p in (a, b))
         slope = ((distance_a - distance_b).abs() / (a - b).norm(dim=-1))[(distance_a > 0) & (distance_b > 0)]
-        # Exact distances have a slope of at most 1. The usual formula for an ellipsoid is exact on its surface and its axes alone.
-        assert float(slope.max()) <= SLOPE_OF_ELLIPSOIDS
+        assert 0.99 < float(slope.max()) < 1 + 1e-9  # fp64, over steps of up to 1e-3
 
 
 @EVERY_OBJECT

@@ -65,9 +65,9 @@ class LearnedScore(nn.Module):
 
 
 def optimise(make_score, num_phi_steps=0):
-    """Run 512 particles from a broad start; return them."""
+    """Run 512 particles from a narrow start between the modes; return them."""
     generator = torch.Generator().manual_seed(0)
-    theta = (2.5 * torch.randn(NUM_PARTICLES, 2, generator=generator)).requires_grad_()
+    theta = (0.5 * torch.randn(NUM_PARTICLES, 2, generator=generator)).requires_grad_()
     score = make_score(theta)
     adam = torch.optim.Adam([theta], lr=0.03, betas=(0.9, 0.99))
     phi_adam = torch.optim.AdamW(score.parameters(), lr=2e-3) if num_phi_steps else None
@@ -122,15 +122,15 @@ def test_vsd_with_the_exact_score_samples_the_target(target):
     assert in_mode_std(theta) == pytest.approx(0.35, abs=0.03)
 
 
-def test_sds_collapses_onto_few_points(target):
+def test_sds_collapses_onto_the_heavy_modes(target):
     theta = optimise(lambda theta: None)
-    assert energy_distance(theta, target) > 0.2
-    assert in_mode_std(theta) < 0.2
+    assert energy_distance(theta, target) > 0.3  # a hundred times that of fresh samples
+    assert float(mode_weights(theta)[2:].max()) < 0.02  # the target's are 0.2 and 0.1
+    assert in_mode_std(theta) < 0.25
 
 
 def test_vsd_with_a_learned_score_comes_near(target):
     torch.manual_seed(0)
     theta = optimise(lambda theta: LearnedScore(), num_phi_steps=2)
-    # Worse than exact, far better than SDS: the spread within a mode survives.
-    assert energy_distance(theta, target) < 0.15
-    assert in_mode_std(theta) > 0.25
+    assert energy_distance(theta, target) < 0.03  # SDS: above 0.3
+    assert in_mode_std(theta) == pytest.approx(0.35, abs=0.06)

@@ -83,7 +83,7 @@ def test_rays_that_miss_the_cube_are_empty_and_ask_nothing():
 def test_two_slabs_composite_front_to_back(forward):
     def field(points):
         behind = points[:, 0] > 0
-        return torch.where(behind, 0.9, 0.4).to(points), torch.where(behind[:, None], GREEN, RED)
+        return torch.where(behind, points.new_tensor(0.9), 0.4), torch.where(behind[:, None], GREEN, RED)
 
     sign = 1 if forward else -1
     rays = render(field, vectors((-3 * sign, 0, 0)), vectors((sign, 0, 0)))

@@ -48,8 +48,9 @@ def start_process() -> Process:
     on_cpu = not torch.cuda.is_available()
     if on_cpu:
         keep_freed_memory()
-    backend = "gloo" if on_cpu else "nccl"
-    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=[InitProcessGroupKwargs(backend=backend)])
+    launched = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl")] if launched else []
+    accelerator = Accelerator(cpu=on_cpu, kwargs_handlers=handlers)
     if on_cpu and accelerator.num_processes > 1:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     return Process(accelerator.device, accelerator.process_index, accelerator.num_processes)
