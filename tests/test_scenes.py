@@ -121,9 +121,10 @@ def test_every_object_is_there_in_every_proportion_and_shows_its_colour(name):
 def test_a_mirrored_camera_sees_the_mirrored_picture(name):
     proportions = some_proportions(1)
     left, right = (render_object(name, ["green"], proportions, view(azimuth, 20.0), 48) for azimuth in (40.0, -40.0))
-    # Rays of the two cameras round differently in fp32: a few pixels at edges fall on the other side.
-    differs = (left - right.flip(-1)).abs().amax(1) > 2 / 255
-    assert float(differs.float().mean()) < 0.005
+    # The four points that a normal is estimated from are not mirrored: pixels at sharp edges are shaded differently.
+    difference = (left - right.flip(-1)).abs()
+    assert float(difference.mean()) < 1e-3
+    assert float(difference.max()) < 0.3
 
 
 @EVERY_OBJECT

@@ -11,6 +11,7 @@ import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse
 from dist_vsd.priors.embedded.recipe_config import RecipeConfig
+from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
 
 SAMPLE = """Draw pictures from a prior by DDIM.
 
@@ -86,6 +87,8 @@ def run_sample(arguments: list[str]) -> int:
         raise ValueError(f"--out must be a .png file, got {parsed.out!r}")
     if file.is_dir() or (file.parent.exists() and not file.parent.is_dir()):
         raise ValueError(f"--out {parsed.out!r} can't be written: choose another file")
+
+    check_vocabulary([parsed.prompt], find_pipeline(parsed.prior))
 
     import torch
 

@@ -13,6 +13,7 @@ import tyro
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import DEFAULT_PRESET, RunConfig, load_preset, merge, read_yaml
+from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
 from dist_vsd.training.run_directory import RunDirectory, default_run_dir, saved_config
 
 if TYPE_CHECKING:
@@ -51,13 +52,13 @@ def run(arguments: list[str]) -> int:
     directory = RunDirectory(Path(config.run_dir))
     directory.check(config)
 
+    check_vocabulary([config.prompt, config.negative_prompt], find_pipeline(config.prior))
+
     # The heavy imports wait until the words on the command line are known to be right.
     from dist_vsd.commands.process import start_process
     from dist_vsd.distributed.collectives import Collectives
     from dist_vsd.distributed.layout import Layout
-    from dist_vsd.priors.pipeline_folder import find_pipeline
 
-    find_pipeline(config.prior)
     process = start_process()
     layout = Layout.of(config.num_particles, process.world_size, process.rank)
     if parsed.dry_run:

@@ -6,6 +6,7 @@ Everything that can be wrong with a prior is told here, in one line, before a ru
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import re
 from pathlib import Path
@@ -63,6 +64,23 @@ def find_pipeline(prior: str) -> PipelineFolder:
         variants[component] = _check_weights(path / component, stem, prior)
     facts = _read_json(path / FACTS_FILE, prior) if (path / FACTS_FILE).exists() else {}
     return PipelineFolder(path, variants, facts)
+
+
+def check_vocabulary(prompts: list[str], folder: PipelineFolder) -> None:
+    """Refuse words that a prior with a closed vocabulary does not know.
+
+    Raises:
+        ValueError: naming the unknown words, the nearest known ones and all that are known.
+    """
+    known = folder.facts.get("vocabulary")
+    if known is None:
+        return
+    words = re.findall(r"[^\s,.]+", " ".join(prompts).lower())
+    unknown = [word for word in dict.fromkeys(words) if word not in known]
+    if unknown:
+        near = [match for word in unknown for match in difflib.get_close_matches(word, known, n=1)]
+        hint = f" (did you mean {', '.join(near)}?)" if near else ""
+        raise ValueError(f"the embedded prior does not know {', '.join(map(repr, unknown))}{hint}: it knows the words {' '.join(known)}")
 
 
 def _download(prior: str) -> Path:

@@ -6,8 +6,7 @@ import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
 from torch import Tensor
 
-from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
-from dist_vsd.priors.stable_diffusion import check_vocabulary
+from dist_vsd.priors.pipeline_folder import PipelineFolder, check_vocabulary, find_pipeline
 
 
 def load_pipeline(prior: str, device: torch.device | str = "cpu") -> tuple[StableDiffusionPipeline, PipelineFolder]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -12,7 +10,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dist_vsd.diffusion.schedule import NoiseSchedule
-from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
+from dist_vsd.priors.pipeline_folder import PipelineFolder, check_vocabulary, find_pipeline
 from dist_vsd.priors.prior import TextEmbeddings
 
 
@@ -99,23 +97,6 @@ class StableDiffusionPrior:
             embeddings = text_encoder(tokens)[0]
         uncond = embeddings[-1:].expand(len(prompts), -1, -1)
         return TextEmbeddings(embeddings[:-1].clone(), uncond.clone())
-
-
-def check_vocabulary(prompts: list[str], folder: PipelineFolder) -> None:
-    """Refuse words that a prior with a closed vocabulary does not know.
-
-    Raises:
-        ValueError: naming the unknown words, the nearest known ones and all that are known.
-    """
-    known = folder.facts.get("vocabulary")
-    if known is None:
-        return
-    words = re.findall(r"[^\s,.]+", " ".join(prompts).lower())
-    unknown = [word for word in dict.fromkeys(words) if word not in known]
-    if unknown:
-        near = [match for word in unknown for match in difflib.get_close_matches(word, known, n=1)]
-        hint = f" (did you mean {', '.join(near)}?)" if near else ""
-        raise ValueError(f"the embedded prior does not know {', '.join(map(repr, unknown))}{hint}: it knows the words {' '.join(known)}")
 
 
 def _load_component(kind: type, folder: PipelineFolder, component: str, dtype: torch.dtype) -> nn.Module:
