@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ SAMPLE = """Draw pictures from a prior by DDIM.
 dist-vsd prior sample "a red car, front view" --out car.png"""
 TRAIN = """Train the embedded prior anew: pictures, VAE, denoiser, CLIP, measurements, model card.
 
-About two hours on two CPU cores, minutes on a GPU. Stopped at any time, the same command goes on."""
+Under two hours on two CPU cores. Stopped at any time, the same command goes on."""
 HELP = """usage: dist-vsd prior sample|train [OPTIONS]
 
   sample   draw pictures from any prior
@@ -115,13 +114,12 @@ def run_train(arguments: list[str]) -> int:
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: choose a folder")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    begin = time.monotonic()
     prior, held_out = train_prior(parsed.recipe, work, device, LineReporter())
     write_prior(prior, out)
     print("measuring", flush=True)
     figures = measure(out, held_out, device)
     settings = dataclasses.asdict(parsed.recipe)
-    write_card(out, figures, settings, (time.monotonic() - begin) / 60, parsed.note)
+    write_card(out, figures, settings, parsed.note)
     for name, value in figures.items():
         print(f"{name}: {value}")
     print(f"the prior is in {out}; its card is {out / 'README.md'}")

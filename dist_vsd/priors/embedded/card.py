@@ -87,20 +87,19 @@ def _denoising_loss(prior: StableDiffusionPrior, images: torch.Tensor, subjects:
     return losses
 
 
-def write_card(folder: Path, figures: dict[str, Any], settings: dict[str, Any], minutes: float | None, note: str) -> None:
+def write_card(folder: Path, figures: dict[str, Any], settings: dict[str, Any], note: str) -> None:
     """Write measurements.json and README.md, the model card, beside the weights."""
     machine = f"{platform.machine()}, torch {torch.__version__}"
     record = {"figures": figures, "recipe": settings, "machine": machine, "note": note}
     (folder / "measurements.json").write_text(json.dumps(record, indent=1) + "\n")
     size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
     losses = "\n".join(f"| {t} | {loss:.4f} |" for t, loss in figures["denoising_loss_by_t"].items())
-    took = f" It took {minutes:.0f} minutes." if minutes else ""
     text = f"""# The embedded prior
 
 A Stable Diffusion in small: 64x64 pictures of {len(OBJECTS)} objects in {len(COLORS)} colours from any side, and a small CLIP
 trained on the same pictures. {size:.1f} MB of fp16 safetensors; a complete StableDiffusionPipeline folder.
 
-Made by `dist-vsd prior train` with {json.dumps(settings)} ({machine}).{took} {note}
+Made by `dist-vsd prior train` with {json.dumps(settings)} ({machine}). {note}
 
 Words that it knows: objects {", ".join(OBJECTS)}; colours {", ".join(COLORS)}; the view words front, side, back, overhead view.
 

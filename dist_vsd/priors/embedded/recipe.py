@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from dist_vsd.priors.embedded import pictures as pictures_module
-from dist_vsd.priors.embedded.captions import vocabulary
+from dist_vsd.priors.embedded.captions import vocabulary, write_tokenizer
 from dist_vsd.priors.embedded.losses import clip_loss, denoising_loss, encode_pictures, vae_loss
 from dist_vsd.priors.embedded.networks import build_clip, build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
 from dist_vsd.priors.embedded.pictures import Pictures, read_shards, write_shard
@@ -111,6 +111,8 @@ def _latents(vae: AutoencoderKL, shown: Pictures, file: Path, device: torch.devi
 
 def write_prior(prior: TrainedPrior, folder: Path) -> None:
     """Write a StableDiffusionPipeline folder in fp16 safetensors, the CLIP beside it, and the facts that dist_vsd reads."""
+    for tokenizer in (folder / "tokenizer", folder / "clip"):
+        write_tokenizer(tokenizer)  # vocab.json and merges.txt, for libraries that do not read tokenizer.json
     prior.vae.register_to_config(scaling_factor=prior.scaling_factor)
     pipeline = StableDiffusionPipeline(
         vae=prior.vae,
