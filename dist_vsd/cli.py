@@ -11,6 +11,7 @@ import os
 import sys
 
 from dist_vsd.commands.arguments import nearest_command
+from dist_vsd.errors import RunFailed
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
@@ -68,6 +69,9 @@ def main(arguments: list[str] | None = None) -> int:
         if os.environ.get("DIST_VSD_TRACEBACK"):
             raise
         return _refuse(str(error))
+    except RunFailed as error:  # anything else keeps its traceback, and Python's exit code 1
+        print(f"dist-vsd: failed: {error}", file=sys.stderr)
+        return FAILED
     except KeyboardInterrupt:
         print("dist-vsd: stopped at once; what was saved before is whole", file=sys.stderr)
         return STOPPED

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import types
 import typing
 from pathlib import Path
@@ -129,12 +130,26 @@ class RunConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
         if not 0.0 <= self.final_lr_fraction <= 1.0:
             raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
+        check_numbers(self)
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}: change --seed")
         for name, choices in (("objective", OBJECTIVES), ("representation", REPRESENTATIONS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in choices:
                 raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
+
+
+def check_numbers(config: Any, prefix: str = "") -> None:
+    """Refuse numbers that are not finite, and learning rates that are not positive, in a nested configuration."""
+    for field in dataclasses.fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if dataclasses.is_dataclass(value):
+            check_numbers(value, f"{name}.")
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise ValueError(f"{name} must be a finite number, got {number}: change {flag(name)}")
+        if (field.name == "lr" or field.name.endswith("_lr")) and value <= 0:
+            raise ValueError(f"{name} must be above 0, got {value}: raise {flag(name)}")
 
 
 def flag(name: str) -> str:

@@ -22,8 +22,7 @@ from dist_vsd.priors.embedded.captions import (
     write_tokenizer,
 )
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
-from dist_vsd.priors.pipeline_folder import PipelineFolder
-from dist_vsd.priors.stable_diffusion import check_vocabulary
+from dist_vsd.priors.pipeline_folder import PipelineFolder, check_vocabulary
 
 DUCK = Subject("duck", "green", azimuth_deg=90.0, elevation_deg=0.0)
 

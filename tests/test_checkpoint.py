@@ -16,7 +16,7 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.serialization import read_tensors
 from dist_vsd.training.checkpoint import CheckpointError, newest_valid, particle_tensors, restore, save
 from dist_vsd.training.preemption import STOP_SIGNALS
-from dist_vsd.training.run_directory import saved_config
+from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
 
@@ -51,7 +51,7 @@ def run(finished, tmp_path):
 @pytest.fixture(scope="module")
 def state(finished):
     """The same run's state, updated once."""
-    config = merge(RunConfig(), saved_config(finished), "saved")
+    config = merge(RunConfig(), RunDirectory(finished).saved_config(), "saved")
     state = build_state(config, Layout.of(2), torch.device("cpu"))
     update(state, 0)
     return state

@@ -113,9 +113,9 @@ def test_the_mesh_of_a_ball_has_the_radius_of_the_closed_form_and_faces_outwards
     mesh = trimesh.load(tmp_path / "new" / "ball.ply")
     assert len(mesh.vertices) == count
     radii = np.linalg.norm(mesh.vertices, axis=1)
-    # Marching cubes cut an edge by a straight line through two densities: within a cell, and here much nearer.
-    assert np.abs(radii - RADIUS).max() < CELL
-    assert radii.mean() == pytest.approx(RADIUS, abs=CELL / 10)
+    # Marching cubes cut an edge by a straight line through two densities, which here fall linearly with the radius: what is left
+    # is the sphere's bend over a cell, CELL^2 / (8 RADIUS) = CELL / 40.
+    assert np.abs(radii - RADIUS).max() < CELL / 20
     assert mesh.is_watertight
     assert mesh.is_winding_consistent
     # A volume is positive when faces look outwards; a polyhedron with corners on a sphere is a little smaller than the ball.
@@ -158,7 +158,7 @@ def test_an_object_that_fills_the_cube_is_closed_at_its_border(tmp_path, kind):
 def test_a_wider_bound_scales_the_mesh_with_it(tmp_path):
     write_ply(ball(bound=2.0, density_radius=1.0), tmp_path / "wide.ply", "mesh", RESOLUTION, THRESHOLD)
     radii = np.linalg.norm(trimesh.load(tmp_path / "wide.ply").vertices, axis=1)
-    assert np.abs(radii - 2 * RADIUS).max() < 2 * CELL
+    assert np.abs(radii - 2 * RADIUS).max() < 2 * CELL / 20
 
 
 @pytest.mark.parametrize("kind", ["mesh", "points"])

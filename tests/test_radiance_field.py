@@ -189,7 +189,10 @@ def test_the_grid_is_refreshed_every_so_many_updates_alone():
         theta.after_update(update, generator())
     assert bool(theta.occupancy.binaries.all())
     theta.after_update(8, generator())
-    assert not bool(theta.occupancy.binaries.all())
+    refreshed = theta.occupancy.binaries.clone()
+    assert not bool(refreshed.all())
+    theta.after_update(9, generator())
+    assert torch.equal(theta.occupancy.binaries, refreshed)
 
 
 def test_a_refresh_hardly_changes_the_picture():

@@ -9,7 +9,7 @@ import pytest
 from dist_vsd.config import RunConfig, merge, read_yaml
 from dist_vsd.particles.radiance_field import RadianceFieldConfig
 from dist_vsd.score.score_config import ScoreConfig
-from dist_vsd.training.run_directory import RunDirectory, default_run_dir, saved_config
+from dist_vsd.training.run_directory import RunDirectory, default_run_dir
 from tests.runs import environment
 
 CONFIG = RunConfig(prompt="a green duck")
@@ -53,7 +53,7 @@ def test_a_claimed_directory_is_refused_to_others_until_its_process_ends(tmp_pat
         assert holder.stdout.readline() == "claimed\n"
         with pytest.raises(ValueError, match="run is in use by a running process: wait"):
             RunDirectory(path).claim(CONFIG)
-        assert merge(RunConfig(), saved_config(path), "saved") == CONFIG
+        assert merge(RunConfig(), RunDirectory(path).saved_config(), "saved") == CONFIG
         holder.kill()  # a process that is killed leaves no lock behind
         holder.wait()
         RunDirectory(path).claim(CONFIG)

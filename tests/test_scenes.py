@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from dist_vsd.cameras import look_at_origin
+from dist_vsd.cameras import cast_rays, look_at_origin
 from dist_vsd.priors.embedded.render import render_object
 from dist_vsd.priors.embedded.scenes import ACCENTS, COLORS, NUM_PROPORTIONS, OBJECTS, SCENE_RADIUS, albedo, signed_distance
 
@@ -135,11 +135,30 @@ def test_corners_are_white_even_in_the_closest_view(name):
 
 
 @pytest.mark.parametrize("color", list(COLORS))
-def test_a_ball_seen_from_the_front_has_its_colour_in_the_light_by_hand(color):
-    centre = render_object("ball", [color], CANONICAL, view(), 33)[0, :, 16, 16]
-    # The normal is +x: ambient 0.50 and 0.42 of the key light's x, 0.55; the fill light is behind.
-    by_hand = torch.tensor(COLORS[color]) * (0.50 + 0.42 * 0.55)
-    torch.testing.assert_close(centre, by_hand, rtol=0, atol=2e-3)  # the ray stops up to 2e-3 before the surface
+def test_a_ball_is_coloured_and_lit_as_computed_by_hand(color):
+    cameras = view(30.0, 20.0)
+    origins, directions = (rays[0] for rays in cast_rays(cameras, 33, 33))
+    # Where a ray meets the ball of radius 0.68, and the light there: ambient, key and fill; grazing rays are left out.
+    b = (origins * directions).sum(-1)
+    discriminant = b.square() - origins.square().sum(-1) + 0.68**2
+    hit = discriminant > 0.05
+    normal = (origins + (-b - discriminant.clamp_min(0).sqrt())[:, None] * directions)[hit] / 0.68
+    key, fill = (normal @ torch.tensor(light) for light in ([0.55, 0.0, 0.835], [-0.9, 0.0, 0.436]))
+    light = 0.50 + 0.42 * key.clamp_min(0) + 0.16 * fill.clamp_min(0)
+    by_hand = (torch.tensor(COLORS[color]) * light[:, None]).clamp(0, 1)
+    image = render_object("ball", [color], CANONICAL, cameras, 33)[0].reshape(3, -1).T[hit]
+    assert len(image) > 200
+    torch.testing.assert_close(image, by_hand, rtol=0, atol=6e-3)  # a ray stops up to 2e-3 before the surface
+
+
+def test_silhouettes_fade_into_white_within_a_pixel():
+    image = render_object("ball", ["white"], CANONICAL, view(), 64)[0]
+    # Nothing is darker than ambient light on the ball, and between that and the background there are rim pixels.
+    assert float(image[0].min()) > 0.49 * COLORS["white"][0]
+    dark = render_object("ball", ["black"], CANONICAL, view(), 64)[0, 0]
+    rim = (dark > 0.2) & (dark < 0.95)
+    # The rim of the circle with 20.6 pixels of radius is 130 pixels long.
+    assert 60 < int(rim.sum()) < 200
 
 
 def test_a_red_ball_is_red_and_round():

@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import difflib
 import io
+import os
 import re
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import tyro
@@ -35,10 +37,10 @@ def parse(kind: type, arguments: list[str], command: str, description: str, defa
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise ValueError(_one_line(captured.getvalue(), command)) from None
+        raise ValueError(_one_line(captured.getvalue(), command, arguments)) from None
 
 
-def _one_line(text: str, command: str) -> str:
+def _one_line(text: str, command: str, arguments: list[str]) -> str:
     """Condense tyro's box: its first sentence, and the flags that it thinks were meant."""
     rows = [_BOX.sub("", row).strip() for row in text.splitlines()]
     rows = [row for row in rows if row]
@@ -48,7 +50,31 @@ def _one_line(text: str, command: str) -> str:
     meant = re.findall(r"(--[\w.-]+)", " ".join(title_dropped[end:])) if "Unrecognized" in message and end is not None else []
     meant = [flag for flag in dict.fromkeys(meant) if flag != "--help"][:3]
     hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
+    if message.startswith("Unrecognized options:") and "-" not in message:
+        word = message.removeprefix("Unrecognized options:").strip()
+        flags = [argument for argument in arguments if argument.startswith("--") and argument.endswith(f"={word}")]
+        hint = f" ({flags[0].partition('=')[0]} takes no value)" if flags else " (a prompt of several words needs quotes)"
     return f"{message}{hint}: see dist-vsd {command} --help"
+
+
+def require_writable_folder(folder: Path, named: str) -> None:
+    """Refuse a folder that could not be made or written, before any work is done for it.
+
+    Args:
+        folder: that shall be written.
+        named: what the user called it, for the message.
+
+    Raises:
+        ValueError: the nearest existing ancestor is a file or refuses to be written.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
+            return
+        reason = f"{existing} is {'not writable' if existing.is_dir() else 'a file'}"
+    except OSError as error:
+        reason = str(error.strerror)
+    raise ValueError(f"{named[:100]} can't be written ({reason}): choose another")
 
 
 def nearest_command(word: str, names: Iterable[str]) -> str:

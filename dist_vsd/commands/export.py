@@ -7,7 +7,7 @@ from pathlib import Path
 
 import tyro
 
-from dist_vsd.commands.arguments import parse
+from dist_vsd.commands.arguments import parse, require_writable_folder
 
 DESCRIPTION = """Write the particles of a run as PLY into RUN_DIR/export.
 
@@ -47,6 +47,7 @@ class ExportArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(ExportArguments, arguments, "export", DESCRIPTION)
+    require_writable_folder(Path(parsed.out or parsed.run_dir), f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}")
 
     from dist_vsd.export.ply import write_ply
     from dist_vsd.particles.radiance_field import RadianceField

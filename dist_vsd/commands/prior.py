@@ -8,7 +8,7 @@ from typing import Annotated
 
 import tyro
 
-from dist_vsd.commands.arguments import nearest_command, parse
+from dist_vsd.commands.arguments import nearest_command, parse, require_writable_folder
 from dist_vsd.priors.embedded.recipe_config import RecipeConfig
 from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
 
@@ -84,8 +84,9 @@ def run_sample(arguments: list[str]) -> int:
     file = Path(parsed.out)
     if file.suffix.lower() != ".png":
         raise ValueError(f"--out must be a .png file, got {parsed.out!r}")
-    if file.is_dir() or (file.parent.exists() and not file.parent.is_dir()):
-        raise ValueError(f"--out {parsed.out!r} can't be written: choose another file")
+    if file.is_dir():
+        raise ValueError(f"--out {parsed.out!r} is a folder: choose a file")
+    require_writable_folder(file.parent, f"--out {parsed.out!r}")
 
     check_vocabulary([parsed.prompt], find_pipeline(parsed.prior))
 
@@ -111,8 +112,8 @@ def run_train(arguments: list[str]) -> int:
 
     parsed = parse(TrainArguments, arguments, "prior train", TRAIN)
     out, work = Path(parsed.out), Path(parsed.work_dir)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out {out} is a file: choose a folder")
+    require_writable_folder(out, f"--out {parsed.out!r}")
+    require_writable_folder(work, f"--work-dir {parsed.work_dir!r}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prior, held_out = train_prior(parsed.recipe, work, device, LineReporter())
     write_prior(prior, out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from dist_vsd.commands.arguments import parse
+from dist_vsd.commands.arguments import parse, require_writable_folder
 
 if TYPE_CHECKING:
     from dist_vsd.cameras import Cameras
@@ -67,6 +67,7 @@ class RenderArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(RenderArguments, arguments, "render", DESCRIPTION)
+    require_writable_folder(Path(parsed.out or parsed.run_dir), f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}")
 
     import torch
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Callable
@@ -14,7 +13,7 @@ import tyro
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import DEFAULT_PRESET, RunConfig, load_preset, merge, read_yaml
 from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
-from dist_vsd.training.run_directory import RunDirectory, default_run_dir, saved_config
+from dist_vsd.training.run_directory import RunDirectory, default_run_dir
 
 if TYPE_CHECKING:
     from dist_vsd.distributed.collectives import Collectives
@@ -45,10 +44,9 @@ class TrainArguments:
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
-    parsed = parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=_defaults(arguments)))
+    parsed = _parse(arguments)
     config = _with_prompt(parsed.run)
-    if not config.run_dir:
-        config = dataclasses.replace(config, run_dir=str(default_run_dir(config.prompt)))
+    config = dataclasses.replace(config, run_dir=str(_run_dir(config)))
     directory = RunDirectory(Path(config.run_dir))
     directory.check(config)
 
@@ -93,23 +91,42 @@ def _ignore(_text: str) -> None:
     """Print nothing."""
 
 
-def _defaults(arguments: list[str]) -> RunConfig:
-    """Return the run's configuration before flags: the preset, then --config; or, with --resume, that of the saved run."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    for name in ("--preset", "--config", "--run-dir"):
-        early.add_argument(name, nargs="?", default="")
-    early.add_argument("--resume", action="store_true")
-    known, _ = early.parse_known_args([a.replace("_", "-") if a.startswith("--") else a for a in arguments])
-    config = load_preset(known.preset or DEFAULT_PRESET)
-    if known.resume and known.run_dir and (Path(known.run_dir) / "config.yaml").exists():
-        config = merge(config, saved_config(Path(known.run_dir)), f"{known.run_dir}/config.yaml")
-    if known.config:
-        config = merge(config, read_yaml(Path(known.config)), known.config)
-    return config
+def _parse(arguments: list[str]) -> TrainArguments:
+    """Parse the flags over the preset and --config; or, with --resume, over the saved run's configuration and --config."""
+    preset, config_file = _early_value(arguments, "--preset") or DEFAULT_PRESET, _early_value(arguments, "--config")
+    yaml_values = read_yaml(Path(config_file)) if config_file else {}
+
+    def parse_over(config: RunConfig) -> TrainArguments:
+        if config_file:
+            config = merge(config, yaml_values, config_file)
+        return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset))
+
+    parsed = parse_over(load_preset(preset))
+    if not parsed.run.resume:
+        return parsed
+    directory = RunDirectory(_run_dir(_with_prompt(parsed.run, may_be_empty=True)))
+    saved = directory.saved_config()
+    if saved is None:
+        return parsed
+    saved |= {"run_dir": str(directory.path), "prompt_file": ""}  # the prompt itself stands in the configuration
+    return parse_over(merge(RunConfig(), saved, str(directory.config_file)))
 
 
-def _with_prompt(config: RunConfig) -> RunConfig:
-    """Take the prompt from its file if one is given, and refuse an empty one."""
+def _early_value(arguments: list[str], name: str) -> str:
+    """Return the value of a flag that must be known before the others can be parsed; empty without it."""
+    for i, argument in enumerate(arguments):
+        key, equals, value = argument.partition("=")
+        if key.replace("_", "-") == name:
+            return value if equals else (arguments[i + 1] if i + 1 < len(arguments) else "")
+    return ""
+
+
+def _run_dir(config: RunConfig) -> Path:
+    return Path(config.run_dir) if config.run_dir else default_run_dir(config.prompt)
+
+
+def _with_prompt(config: RunConfig, may_be_empty: bool = False) -> RunConfig:
+    """Take the prompt from its file if one is given, and refuse an empty one; a resumed run has its prompt from the saved one."""
     prompt = config.prompt
     if config.prompt_file:
         if prompt and not config.resume:
@@ -121,9 +138,9 @@ def _with_prompt(config: RunConfig) -> RunConfig:
         if len(lines) != 1:
             raise ValueError(f"--prompt-file must hold one prompt on one line, {config.prompt_file} has {len(lines)}: split it, a run each")
         prompt = lines[0]
-    if not prompt.strip():
+    if not prompt.strip() and not may_be_empty:
         raise ValueError('the prompt is empty: give one, as in dist-vsd train "a green duck"')
-    return dataclasses.replace(config, prompt=prompt.strip())
+    return dataclasses.replace(config, prompt=prompt.strip(), prompt_file="")
 
 
 def agree(collectives: Collectives, action: Callable[[], None]) -> None:

@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.errors import RunFailed
 
 
-class RanksDisagree(RuntimeError):
+class RanksDisagree(RunFailed):
     """Ranks hold different values of something that must be the same on all; the message names them."""
 
 

@@ -47,8 +47,12 @@ def find_pipeline(prior: str) -> PipelineFolder:
     Raises:
         ValueError: it is missing, incomplete, damaged or of another kind.
     """
-    path = EMBEDDED_FOLDER if prior == EMBEDDED_NAME else Path(prior).expanduser()
-    if not path.is_dir():
+    try:
+        path = EMBEDDED_FOLDER if prior == EMBEDDED_NAME else Path(prior).expanduser()
+        is_folder = path.is_dir()
+    except (OSError, RuntimeError) as error:  # a name too long for the file system, or an unknown ~user
+        raise ValueError(f"prior {prior[:80]!r} is not a folder ({getattr(error, 'strerror', error)}): check the name") from error
+    if not is_folder:
         path = _download(prior)
     index = _read_json(path / "model_index.json", prior)
     kind = index.get("_class_name")
@@ -58,6 +62,7 @@ def find_pipeline(prior: str) -> PipelineFolder:
         if not (path / component).is_dir():
             raise ValueError(f"prior {prior!r} is incomplete: {path / component} is missing; copy the whole pipeline folder")
     _read_json(path / "scheduler" / "scheduler_config.json", prior)
+    _check_tokenizer(path / "tokenizer", prior)
     variants = {}
     for component, stem in WEIGHTED.items():
         _read_json(path / component / "config.json", prior)
@@ -107,6 +112,15 @@ def _read_json(file: Path, prior: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"prior {prior!r} is damaged: {file} holds no JSON object; copy it anew")
     return content
+
+
+def _check_tokenizer(folder: Path, prior: str) -> None:
+    if (folder / "tokenizer.json").exists():
+        _read_json(folder / "tokenizer.json", prior)
+        return
+    _read_json(folder / "vocab.json", prior)
+    if not (folder / "merges.txt").is_file():
+        raise ValueError(f"prior {prior!r} is incomplete: {folder / 'merges.txt'} is missing; copy the whole pipeline folder")
 
 
 def _check_weights(folder: Path, stem: str, prior: str) -> str | None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 from torch import Tensor
 
 from dist_vsd.priors.pipeline_folder import PipelineFolder, check_vocabulary, find_pipeline
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
 
 def load_pipeline(prior: str, device: torch.device | str = "cpu") -> tuple[StableDiffusionPipeline, PipelineFolder]:
@@ -20,6 +22,8 @@ def load_pipeline(prior: str, device: torch.device | str = "cpu") -> tuple[Stabl
         ValueError: the prior can't be used.
     """
     folder = find_pipeline(prior)
+    StableDiffusionPrior.load(prior)  # refuses weights that lack a tensor, which the pipeline would fill at random
+    diffusers_logging.disable_progress_bar()
     variant = next((v for v in folder.variants.values() if v), None)
     try:
         pipeline = StableDiffusionPipeline.from_pretrained(

@@ -100,10 +100,21 @@ class StableDiffusionPrior:
 
 
 def _load_component(kind: type, folder: PipelineFolder, component: str, dtype: torch.dtype) -> nn.Module:
-    variant = folder.variants[component]
     try:
-        network = kind.from_pretrained(folder.path / component, use_safetensors=True, local_files_only=True, variant=variant)
-        return network.to(dtype)  # the argument for it is called torch_dtype or dtype, by version
+        network, loading = kind.from_pretrained(
+            folder.path / component,
+            use_safetensors=True,
+            local_files_only=True,
+            variant=folder.variants[component],
+            output_loading_info=True,
+        )
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise ValueError(f"prior {str(folder.path)!r} is damaged: its {component} can't be loaded ({reason}); copy it anew") from error
+    # A tensor that the file lacks would be left at random values.
+    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
+    if absent:
+        raise ValueError(
+            f"prior {str(folder.path)!r} is damaged: its {component} lacks {len(absent)} tensor(s), {absent[0]} first; copy it anew"
+        )
+    return network.to(dtype)  # the argument for it is called torch_dtype or dtype, by version

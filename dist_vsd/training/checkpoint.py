@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_vsd.errors import RunFailed
 from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
 from dist_vsd.training.state import OwnedParticle, TrainingState, phi_tensors
 
@@ -27,7 +28,7 @@ MANIFEST = "manifest.json"
 _NAME = re.compile(r"update_(\d{8})")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunFailed):
     """A checkpoint could not be written; older ones are untouched."""
 
 

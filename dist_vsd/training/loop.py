@@ -46,7 +46,7 @@ def train(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> b
             begin, done = time.perf_counter(), index + 1
             is_last = done == config.num_updates
             is_logged = done % config.log_every == 0 or is_last
-            figures = update(state, index, measure=is_logged)
+            figures = _update(state, index, is_logged)
             figures["seconds/update"] = time.perf_counter() - begin
             if is_logged:
                 reporter.log(done, mean_over_ranks(state, figures))
@@ -63,6 +63,18 @@ def train(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> b
         return True
     finally:
         reporter.close()
+
+
+class UpdateError(RuntimeError):
+    """An update broke in a library; the last checkpoint is whole."""
+
+
+def _update(state: TrainingState, index: int, measure: bool) -> dict[str, float]:
+    """Run one update; a ValueError inside it is no bad input of the user's."""
+    try:
+        return update(state, index, measure)
+    except ValueError as error:
+        raise UpdateError(f"update {index + 1} broke ({error}): go on from the last checkpoint with --resume") from error
 
 
 def _restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int, list[str]]:

@@ -118,7 +118,7 @@ def _drop_later_lines(file: Path, first_update: int) -> None:
     if not file.exists():
         return
     kept = []
-    for line in file.read_text().splitlines():
+    for line in file.read_text(errors="replace").splitlines():
         try:
             if json.loads(line)["update"] <= first_update:
                 kept.append(line + "\n")

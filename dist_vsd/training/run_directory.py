@@ -7,13 +7,12 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import IO
-
-import yaml
+from typing import IO, Any
 
 from dist_vsd.config import RunConfig, differences, flag, read_yaml, to_mapping, to_yaml
 
 CONFIG_FILE, LOCK_FILE = "config.yaml", ".lock"
+LEFT_BY_A_CRASH = (LOCK_FILE, "config.tmp")  # of a process that ended between making the folder and its configuration
 # Fields that a resumed run may change: they don't touch the trajectory of theta and phi.
 FREE_ON_RESUME = {"resume", "run_dir", "prompt_file", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every"}
 
@@ -45,6 +44,12 @@ class RunDirectory:
         Raises:
             ValueError: it holds another run or other files, can't be written, or there is nothing (or something else) to resume.
         """
+        try:
+            self._check(config)
+        except OSError as error:
+            raise ValueError(f"run directory {str(self.path)[:80]} can't be used ({error.strerror}): choose another --run-dir") from error
+
+    def _check(self, config: RunConfig) -> None:
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"run directory {self.path} is a file: choose another --run-dir")
         if config.resume:
@@ -53,11 +58,18 @@ class RunDirectory:
             self._check_same_run(config)
         elif self.config_file.exists():
             raise ValueError(f"run directory {self.path} holds a run already: continue it with --resume, or choose another --run-dir")
-        elif self.path.exists() and any(self.path.iterdir()):
+        elif self.path.exists() and any(file.name not in LEFT_BY_A_CRASH for file in self.path.iterdir()):
             raise ValueError(f"run directory {self.path} holds files that are not a run's: choose another --run-dir")
         existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
         if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
             raise ValueError(f"run directory {self.path} can't be written: {existing} refuses; choose another --run-dir")
+
+    def saved_config(self) -> dict[str, Any] | None:
+        """Return the configuration of the run in the folder, or None without one; ValueError if it can't be read."""
+        try:
+            return read_yaml(self.config_file) if self.config_file.exists() else None
+        except OSError as error:
+            raise ValueError(f"run directory {str(self.path)[:80]} can't be used ({error.strerror}): choose another --run-dir") from error
 
     def _check_same_run(self, config: RunConfig) -> None:
         saved = read_yaml(self.config_file)
@@ -66,7 +78,7 @@ class RunDirectory:
             name, old, new = changed[0]
             raise ValueError(
                 f"--resume can't change {name} from {old!r} to {new!r}: the run in {self.path} was made with the former; "
-                f"drop {flag(name)} or start another run"
+                f"{'give the same prompt' if name == 'prompt' else f'drop {flag(name)}'} or start another run"
             )
 
     def claim(self, config: RunConfig) -> None:
@@ -95,14 +107,3 @@ def default_run_dir(prompt: str) -> Path:
     plain = words.replace("-", " ") == prompt.lower() and len(words) <= 40
     digest = hashlib.sha256(prompt.encode()).hexdigest()[:8]
     return Path("runs") / (words if plain else f"{words[:40].strip('-')}-{digest}".strip("-"))
-
-
-def saved_config(run_dir: Path) -> dict:
-    """Return the configuration of the run in a folder; ValueError if there is none."""
-    file = run_dir / CONFIG_FILE
-    if not file.exists():
-        raise ValueError(f"{run_dir} holds no run ({CONFIG_FILE} is missing): give the directory that `dist-vsd train` made")
-    try:
-        return read_yaml(file)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{file} is damaged: {error}") from error

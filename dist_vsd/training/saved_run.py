@@ -11,7 +11,7 @@ from dist_vsd.config import RunConfig, merge
 from dist_vsd.particles.particle import Particle
 from dist_vsd.serialization import read_tensors
 from dist_vsd.training.checkpoint import load_theta, newest_valid
-from dist_vsd.training.run_directory import saved_config
+from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import build_particle
 
 
@@ -47,7 +47,10 @@ def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device |
     """
     if not path.is_dir():
         raise ValueError(f"run directory {path} does not exist: check the path")
-    config = merge(RunConfig(), saved_config(path), str(path / "config.yaml"))
+    saved = RunDirectory(path).saved_config()
+    if saved is None:
+        raise ValueError(f"{path} holds no run (config.yaml is missing): give the directory that `dist-vsd train` made")
+    config = merge(RunConfig(), saved, str(path / "config.yaml"))
     found, notes = newest_valid(path / "checkpoints")
     if found is None:
         reason = "; ".join(notes) or "none was saved yet"

@@ -32,7 +32,6 @@ from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain
 from dist_vsd.score.score import Score
 from dist_vsd.training.state import OwnedParticle, TrainingState
 
-
 # In fp16 the gradient of a mean over 16,384 coordinates falls below the smallest number on its way through the UNet.
 PHI_LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 2.0**13}
 
