@@ -47,7 +47,8 @@ class ExportArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(ExportArguments, arguments, "export", DESCRIPTION)
-    require_writable_folder(Path(parsed.out or parsed.run_dir), f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}")
+    named = f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}"
+    require_writable_folder(Path(parsed.out or parsed.run_dir), named)
 
     from dist_vsd.export.ply import write_ply
     from dist_vsd.particles.radiance_field import RadianceField

@@ -67,7 +67,8 @@ class RenderArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(RenderArguments, arguments, "render", DESCRIPTION)
-    require_writable_folder(Path(parsed.out or parsed.run_dir), f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}")
+    named = f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}"
+    require_writable_folder(Path(parsed.out or parsed.run_dir), named)
 
     import torch
 
