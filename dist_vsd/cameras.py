@@ -128,8 +128,8 @@ def view_words(azimuth_deg: float, elevation_deg: float, overhead_deg: float = 6
 
     Args:
         azimuth_deg: degrees, 0 in front.
-        elevation_deg: degrees above the horizon; above ``overhead_deg`` it is an overhead view whatever the azimuth.
-        overhead_deg: the elevation from which on a view is overhead.
+        elevation_deg: degrees above the horizon.
+        overhead_deg: the elevation above which a view is overhead, whatever its azimuth.
         front_deg: half the width of the front sector; the back sector is as wide.
 
     Returns:

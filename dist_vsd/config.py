@@ -43,7 +43,7 @@ class CameraConfig:
     high_elevation_share: float = 0.0
     """Share of cameras that look from above."""
     overhead_deg: float = 60.0
-    """Elevation from which on the prompt says "overhead view"."""
+    """Elevation above which the prompt says "overhead view"."""
     front_deg: float = 45.0
     """Half the width of the sectors in which it says "front view" and "back view"."""
 

@@ -149,7 +149,7 @@ def test_marching_on_cuda_agrees_with_stratified_samples():
     directions = directions / directions.norm(dim=-1, keepdim=True)
     estimator, offset = grid(resolution=16).cuda(), torch.full((64,), 0.5, device="cuda")
     stratified = render_stratified(ball, estimator, origins, directions, 1.0, 512, offset)
-    marched = render_marched(ball, estimator, origins, directions, 1.0, 512, False)
+    marched = render_marched(ball, estimator, origins, directions, 1.0, 512, torch.zeros(len(origins), device=origins.device))
     # Both are midpoint sums with steps of at most 2 sqrt(3) / 512 = 0.007 of a density of up to 24: 0.16 an interval at the most.
     torch.testing.assert_close(marched.opacity, stratified.opacity, rtol=0, atol=0.05)
     torch.testing.assert_close(marched.color, stratified.color, rtol=0, atol=0.05)

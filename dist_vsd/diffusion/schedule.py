@@ -22,7 +22,7 @@ class NoiseSchedule:
     """A discrete variance-preserving noise schedule.
 
     Attributes:
-        alphas_cumprod: (T,) alpha_t^2, falling from nearly 1; fp64, so that 1 - alpha_t^2 keeps its digits at small t.
+        alphas_cumprod: (T,) alpha_t^2, falling from nearly 1; fp64, so that what is computed from it is as exact as what it multiplies.
         prediction_type: what the network predicts, one of PREDICTION_TYPES.
     """
 

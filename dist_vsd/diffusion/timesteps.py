@@ -23,7 +23,7 @@ class TimestepConfig:
     """Highest t after annealing (ProlificDreamer, section 3.3: fine texture needs small t)."""
     annealing: str = "stepped"
     """stepped: the highest t jumps at anneal_at; smooth: it follows a cosine from the start to twice anneal_at
-    (same mean, no jump: the hard switch is known to make colours collapse); none: it stays."""
+    (same mean for anneal_at up to 0.5, and no jump: the hard switch is known to make colours collapse); none: it stays."""
     anneal_at: float = 0.3
     """Where the jump is, as a fraction of num_updates."""
     weighting: str = "sigma_squared"

@@ -45,8 +45,10 @@ def write_ply(field: RadianceField, file: Path, kind: str, resolution: int, thre
         The number of vertices.
 
     Raises:
-        ValueError: nothing is as dense as the threshold.
+        ValueError: nothing is as dense as the threshold, or the kind is unknown.
     """
+    if kind not in ("mesh", "points"):
+        raise ValueError(f"kind must be mesh or points, got {kind!r}")
     volume = density_volume(field, resolution).cpu().numpy()
     if not (volume > threshold).any():
         raise ValueError(f"nothing is denser than --threshold {threshold:g}: the densest cell has {volume.max():.3g}; lower it")

@@ -34,8 +34,8 @@ def write_turntable(frames: Tensor, stem: Path) -> list[Path]:
     files = [stem.with_name(stem.name + extension) for extension in (".gif", ".mp4", ".png")]
     write_gif(frames, files[0], FRAMES_PER_SECOND)
     write_mp4(frames, files[1], FRAMES_PER_SECOND)
-    step = max(1, len(frames) // STRIP_FRAMES)
-    write_png(tile([frames[::step]]), files[2])
+    count = min(STRIP_FRAMES, len(frames))
+    write_png(tile([frames[[i * len(frames) // count for i in range(count)]]]), files[2])
     return files
 
 

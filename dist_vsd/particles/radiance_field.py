@@ -105,14 +105,9 @@ class RadianceField(Particle):
         batch, device = len(cameras), cameras.c2w.device
         origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
         num_rays = origins.shape[0]
-        if device.type == "cuda":
-            rays = render_marched(
-                self, self.occupancy, origins, directions, config.bound, config.num_samples, generator is not None
-            )
-        else:
-            offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
-            offset = offset.to(origins)
-            rays = render_stratified(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset)
+        offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
+        march = render_marched if device.type == "cuda" else render_stratified
+        rays = march(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset.to(origins))
         background = self._background(directions, batch, generator)
         color = rays.color + (1 - rays.opacity[:, None]) * background
         opacity = rays.opacity.clamp(1e-5, 1 - 1e-5)

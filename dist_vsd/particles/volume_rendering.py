@@ -98,13 +98,16 @@ def render_marched(
     directions: Tensor,
     bound: float,
     num_samples: int,
-    stratified: bool,
+    offset: Tensor,
 ) -> Rays:
-    """Render by nerfacc's marching through the occupancy grid (CUDA alone); arguments as render_stratified's."""
+    """Render by nerfacc's marching through the occupancy grid (CUDA alone); arguments as render_stratified's.
+
+    nerfacc's own jitter would come from the global generator: each ray starts ``offset`` steps later instead.
+    """
     step = 2 * bound * 3**0.5 / num_samples
     with torch.no_grad():
         ray, t_starts, t_ends = estimator.sampling(
-            origins.contiguous(), directions.contiguous(), render_step_size=step, stratified=stratified
+            origins.contiguous(), directions.contiguous(), render_step_size=step, t_min=offset * step
         )
     points = origins[ray] + ((t_starts + t_ends) / 2)[:, None] * directions[ray]
     density, color = field(points)

@@ -60,7 +60,7 @@ def all_pairs() -> list[tuple[str, str]]:
 
 
 def vocabulary() -> list[str]:
-    """Return the words that the embedded prior knows, in the order of their token ids."""
+    """Return the words that the embedded prior knows, objects, colours, articles and view words."""
     views = sorted({word for words in VIEW_WORDS for word in words.split()})
     return [*OBJECTS, *COLORS, "a", "an", "the", *views]
 

@@ -47,7 +47,7 @@ class Pictures:
         """Return (B, 3, 64, 64) images in [0, 1], those flagged in ``mirrored`` (B,) left-right reversed.
 
         The scenes are symmetric in y and so is their light: a mirrored picture is the same subject at minus its azimuth,
-        with the same caption.
+        with the same caption (to the rounding of normals at sharp edges).
         """
         images = self.images[indices].float() / 255.0
         return torch.where(mirrored[:, None, None, None], images.flip(-1), images)

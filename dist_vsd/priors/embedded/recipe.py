@@ -71,6 +71,7 @@ def train_prior(config: RecipeConfig, work: Path, device: torch.device, report: 
     Returns:
         The networks, on ``device``, and the held-out pictures.
     """
+    _claim_work_folder(config, work)
     render_pictures(config, work / "pictures", report)
     num_training = config.num_shards - NUM_HELD_OUT_SHARDS
     shown = read_shards(work / "pictures", range(num_training))
@@ -100,6 +101,17 @@ def train_prior(config: RecipeConfig, work: Path, device: torch.device, report: 
     for network in (unet, text_encoder, clip):
         network.requires_grad_(False).eval()
     return TrainedPrior(tokenizer, vae, unet, text_encoder, clip, scaling_factor), held_out
+
+
+def _claim_work_folder(config: RecipeConfig, work: Path) -> None:
+    """Refuse a work folder whose pictures and states were made with another seed or number of shards."""
+    file, mine = work / "recipe.json", {"seed": config.seed, "num_shards": config.num_shards}
+    if file.exists():
+        theirs = json.loads(file.read_text())
+        if theirs != mine:
+            raise ValueError(f"--work-dir {work} was made with {theirs}, not {mine}: give those values, or another folder")
+    work.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(mine) + "\n")
 
 
 def _latents(vae: AutoencoderKL, shown: Pictures, file: Path, device: torch.device) -> Tensor:

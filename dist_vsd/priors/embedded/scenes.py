@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-SCENE_RADIUS = 1.0
+SCENE_RADIUS = 1.1
 NUM_PROPORTIONS = 6
 
 COLORS: dict[str, tuple[float, float, float]] = {

@@ -121,4 +121,4 @@ def _restore(file: Path, parameters: dict, average: dict, optimizer: torch.optim
             average[name].copy_(tensors[f"average/{name}"])
     state = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
     load_optimizer_tensors(optimizer, names, state)
-    return int(tensors["num_steps_done"])
+    return int(tensors["num_steps_done"])  # a stage that ran longer than it is now asked to is used as it is
