@@ -93,7 +93,7 @@ class RunConfig:
     prior: str = "embedded"
     """embedded (ships with the package), the path of a StableDiffusionPipeline folder, or a hub id."""
     final_lr_fraction: float = 1.0
-    """Theta's learning rates fall linearly to this fraction of themselves by the last update (1: constant, as published)."""
+    """Theta's learning rates fall linearly to this fraction over the last 40% of updates (1: constant, as published)."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s of eps_pretrain: 7.5 for VSD, 100 for SDS with Stable Diffusion."""
     negative_prompt: str = ""
