@@ -107,7 +107,7 @@ def reference_render(theta, c2w, fov):
     alpha = torch.where(inside, 1 - torch.exp(-density * length[:, None]), 0.0)
     transmittance = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :1]), 1 - alpha], 1), 1)
     weights = transmittance[:, :-1] * alpha
-    color = (weights[..., None] * torch.sigmoid(raw[:, 1:]).reshape(-1, SAMPLES, 3)).sum(1) + transmittance[:, -1:]
+    color = (weights[..., None] * (1.1 * torch.sigmoid(raw[:, 1:]) - 0.05).reshape(-1, SAMPLES, 3)).sum(1) + transmittance[:, -1:]
     return color.T.reshape(1, 3, SIZE, SIZE), weights.sum(1)
 
 

@@ -28,7 +28,7 @@ def density_volume(field: RadianceField, resolution: int) -> Tensor:
 def colors_at(field: RadianceField, points: Tensor) -> np.ndarray:
     """Return the (N, 3) uint8 colours of a field at (N, 3) points."""
     color = torch.cat([field(chunk)[1] for chunk in points.to(next(field.parameters()).device).split(CHUNK_POINTS)])
-    return (color * 255).round().to(torch.uint8).cpu().numpy()
+    return (color.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def write_ply(field: RadianceField, file: Path, kind: str, resolution: int, threshold: float) -> int:

@@ -16,7 +16,7 @@ class Render:
     """What a particle shows to B cameras.
 
     Attributes:
-        image: (B, 3, H, W) in [0, 1], composited on the background.
+        image: (B, 3, H, W) composited on the background; in [0, 1], or a few percent beyond where a field pads its colours.
         opacity: (B, 1, H, W) in [0, 1]; ones for a particle without depth.
         regularizers: named scalars that the objective may weigh and add, differentiable in theta.
     """

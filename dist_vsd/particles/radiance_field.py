@@ -17,6 +17,9 @@ from dist_vsd.particles.volume_rendering import render_marched, render_stratifie
 
 ENCODINGS = ("dense", "hash")
 BACKGROUNDS = ("white", "learned", "random")
+# Colours reach a little beyond [0, 1] (as in mip-NeRF). With a plain sigmoid the early pull towards a pure colour drives the
+# raw values so far out that a part of another colour, a green duck's orange beak, never comes back.
+COLOR_PADDING = 0.05
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,11 +88,12 @@ class RadianceField(Particle):
         self.occupancy.binaries.fill_(True)  # until the first refresh nothing is known to be empty
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (N,) densities, in 1 / scene units, and (N, 3) colours in [0, 1] at (N, 3) points."""
+        """Return (N,) densities, in 1 / scene units, and (N, 3) colours in [0, 1] padded by COLOR_PADDING, at (N, 3) points."""
         config = self.config
         raw = self.output(torch.relu(self.hidden(self.encoding(points / config.bound))))
         start = config.density_strength * (1 - points.norm(dim=-1) / config.density_radius)
-        return nn.functional.softplus(raw[:, 0] + start), raw[:, 1:].sigmoid()
+        color = (1 + 2 * COLOR_PADDING) * raw[:, 1:].sigmoid() - COLOR_PADDING
+        return nn.functional.softplus(raw[:, 0] + start), color
 
     def density(self, points: Tensor) -> Tensor:
         """Return (N,) densities at (N, 3) points."""
