@@ -1,6 +1,6 @@
 """The README's picture of `make demo`, and its seconds by stage, from runs/demo.
 
-    python benchmarks/demo_picture.py
+python benchmarks/demo_picture.py
 """
 
 from __future__ import annotations

@@ -1,8 +1,6 @@
 """Checkpoints: whole or passed over, pruned, and safe from a failing disk."""
 
-import contextlib
 import json
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,6 +17,7 @@ from dist_vsd.training.preemption import STOP_SIGNALS
 from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
+from tests.limits import largest_file
 
 TINY = [
     "--representation", "image", "--image.resolution", "16", "--num-particles", "2", "--num-updates", "4", "--checkpoint-every", "2",
@@ -197,17 +196,6 @@ def test_a_rank_of_another_layout_restores_its_particles_by_their_ids(tmp_path, 
     expected = read_tensors(path / "particles" / "0001.safetensors")["theta/logits"]
     assert torch.equal(other.particles[0].theta.logits, expected)
     assert not torch.equal(expected, read_tensors(path / "particles" / "0000.safetensors")["theta/logits"])
-
-
-@contextlib.contextmanager
-def largest_file(num_bytes):
-    """Let the system refuse to write any file beyond a size."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def assert_only_whole(folder, update):

@@ -1,24 +1,12 @@
 """Tensors on disk: whole or not at all, and back to the bit."""
 
-import contextlib
 import re
-import resource
 
 import pytest
 import torch
 
 from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
-
-
-@contextlib.contextmanager
-def largest_file(num_bytes):
-    """Let the system refuse to write any file beyond a size, as a full disk does."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from tests.limits import largest_file
 
 
 def assert_same_bits(one, other):

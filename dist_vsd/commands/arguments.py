@@ -14,6 +14,8 @@ from typing import Any
 import tyro
 
 _BOX = re.compile(r"[╭╮╰╯│─]+")
+# How tyro introduces a rule that one of our dataclasses told: by the name of a class or a field that users never see.
+_INNER_NAME = re.compile(r"^Error parsing (run[\w.-]*|\w+Arguments): ")
 
 
 def parse(kind: type, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
@@ -47,6 +49,7 @@ def _one_line(text: str, command: str, arguments: list[str]) -> str:
     title_dropped = rows[1:] if len(rows) > 1 else rows
     end = next((i for i, row in enumerate(title_dropped) if row.startswith(("Perhaps", "Argument helptext", "For full", "Are you"))), None)
     message = " ".join(title_dropped[:end]).rstrip(":.")
+    message = _INNER_NAME.sub("", message)
     meant = re.findall(r"(--[\w.-]+)", " ".join(title_dropped[end:])) if "Unrecognized" in message and end is not None else []
     meant = [flag for flag in dict.fromkeys(meant) if flag != "--help"][:3]
     hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
