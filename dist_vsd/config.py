@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import hashlib
+import json
 import math
 import types
 import typing
@@ -23,9 +25,15 @@ from dist_vsd.score.score_config import ScoreConfig
 
 OBJECTIVES = ("vsd", "sds")
 REPRESENTATIONS = ("radiance_field", "image")
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("", "fp32", "bf16", "fp16")
 PRESET_FOLDER = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "embedded"
+# Fields of a configuration that may differ between the run that saved and the run that goes on: they don't touch the
+# trajectory of theta and phi, or (how the work is laid out) only by the rounding of sums.
+FREE_ON_RESUME = {
+    "resume", "run_dir", "prompt_file", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
+    "num_shards", "micro_batch_size", "particles.offload",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -71,6 +79,14 @@ class RegularizationConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class ParticlesConfig:
+    """Where particles are kept."""
+
+    offload: bool = False
+    """Keep idle particles in host memory and bring the next while the present one renders: more particles than the GPU holds."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a prompt, its particles and how they are optimised."""
 
@@ -80,8 +96,12 @@ class RunConfig:
     """A text file that holds the prompt instead, on its one line."""
     num_particles: int = 2
     """Particles, over all ranks together."""
+    num_views: int = 0
+    """Views of each particle in an update; ranks that share a particle split them. 0: as many as ranks share it."""
+    num_shards: int = 0
+    """Sets that particles are dealt to, with world size / num_shards ranks each; 0: as many as there are particles for."""
     num_updates: int = 600
-    """Updates of every particle (one view each, then phi's step)."""
+    """Updates of every particle (a step on its views, then phi's step)."""
     run_dir: str = ""
     """Where everything of the run goes; empty: runs/<words of the prompt>."""
     seed: int = 0
@@ -101,9 +121,11 @@ class RunConfig:
     render_size: int = 64
     """Height and width of a render, pixels; resized to what the prior wants."""
     micro_batch_size: int = 4
-    """Particles of a rank that pass through the frozen networks together."""
-    precision: str = "fp32"
-    """Of the frozen networks: fp32, bf16 or fp16 (theta, phi and all gradients stay fp32)."""
+    """Renders of a rank that pass through the frozen networks together."""
+    precision: str = ""
+    """Of the frozen networks: fp32, bf16 or fp16 (theta, phi and all gradients stay fp32); empty: what the launcher says."""
+    deterministic: bool = False
+    """Sum gradients render by render in the order of particles: the same bits on any layout, more messages, less speed."""
     checkpoint_every: int = 100
     """Updates between two checkpoints; the last update always makes one."""
     keep_checkpoints: int = 3
@@ -122,6 +144,7 @@ class RunConfig:
     field: RadianceFieldConfig = RadianceFieldConfig()
     image: ImageConfig = ImageConfig()
     regularization: RegularizationConfig = RegularizationConfig()
+    particles: ParticlesConfig = ParticlesConfig()
 
     def __post_init__(self) -> None:
         counts = ("num_particles", "num_updates", "render_size", "micro_batch_size", "checkpoint_every")
@@ -131,12 +154,15 @@ class RunConfig:
         if not 0.0 <= self.final_lr_fraction <= 1.0:
             raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
         check_numbers(self)
+        for name in ("num_views", "num_shards"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (automatic) or more, got {getattr(self, name)}: raise {flag(name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}: change --seed")
         for name, choices in (("objective", OBJECTIVES), ("representation", REPRESENTATIONS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
+                raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
 
 
 def check_numbers(config: Any, prefix: str = "") -> None:
@@ -273,3 +299,12 @@ def differences(one: dict[str, Any], other: dict[str, Any], prefix: str = "") ->
         elif a != b:
             found.append((f"{prefix}{key}", a, b))
     return found
+
+
+def config_fingerprint(config: RunConfig) -> str:
+    """Return a hash of what in a configuration determines the trajectory; a checkpoint belongs to the runs that share it.
+
+    Only what differs from the defaults counts, so that a later version's new fields don't disown older checkpoints.
+    """
+    chosen = {name: value for name, _, value in differences(to_mapping(RunConfig()), to_mapping(config)) if name not in FREE_ON_RESUME}
+    return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()

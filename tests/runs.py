@@ -19,16 +19,28 @@ def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
 
 
-def start(arguments, num_ranks=1, **options):
-    """Start `dist-vsd train` as users do: alone, or on several ranks by accelerate."""
+def start(arguments, num_ranks=1, config="cpu", fault=(), launch=(), **options):
+    """Start `dist-vsd train` as users do: alone, or on several ranks by accelerate.
+
+    Args:
+        arguments: of `train`.
+        num_ranks: real processes.
+        config: of launch_configs/.
+        fault: a fault of tests/faults.py and the rank that it strikes.
+        launch: further flags of `accelerate launch`.
+    """
     command = [sys.executable]
     if num_ranks > 1:
-        config = str(ROOT / "launch_configs" / "cpu.yaml")
-        command += ["-m", "accelerate.commands.launch", "--config_file", config, "--num_processes", str(num_ranks)]
-        command += ["--main_process_port", "0"]
-    command += ["-m", "dist_vsd"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        command += ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch_configs" / f"{config}.yaml")]
+        command += ["--num_processes", str(num_ranks), "--main_process_port", "0", *launch]
+    command += ["-m", "tests.faults", *fault] if fault else ["-m", "dist_vsd"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "start_new_session": True}
     return subprocess.Popen([*command, "train", *arguments], env=environment(), **pipes, **options)
+
+
+def train(arguments, **options):
+    """Run `dist-vsd train` to its end; return its exit code and what it printed."""
+    return finish(start(arguments, **options))
 
 
 def finish(process, timeout=240):

@@ -67,8 +67,13 @@ def change_manifest(folder, **changes):
 def everything(state):
     """Return copies of all that a checkpoint must hold."""
     tensors = {f"{p.id}/{name}": t.clone() for p in state.particles for name, t in particle_tensors(p).items()}
-    moments = {f"adam/{i}/{k}": v.clone() for i, s in enumerate(state.phi_optimizer.state.values()) for k, v in s.items()}
+    moments = {f"adam/{name}": value.clone() for name, value in state.phi.moments().items()}
     return tensors | moments | {name: t.detach().clone() for name, t in phi_tensors(state).items()}
+
+
+def newest(folder, state):
+    """Return the newest valid checkpoint of a state's run."""
+    return newest_valid(folder, state.config)[0]
 
 
 def different(one, other):
@@ -100,7 +105,10 @@ DAMAGES = {
     "a missing manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"version": 1, "upd'), "manifest.json is missing or unreadable"),
     "an odd manifest": (lambda f: (f / "manifest.json").write_text("[1]"), "manifest.json is missing or unreadable"),
-    "a newer version": (lambda f: change_manifest(f, version=2), "it has format version 2, this program reads 1"),
+    "a newer version": (lambda f: change_manifest(f, version=3), "it has format version 3, this program reads 2"),
+    "an older version": (lambda f: change_manifest(f, version=1), "it has format version 1, this program reads 2"),
+    "another configuration's": (lambda f: change_manifest(f, config_sha256="0" * 64), "it is from a run with another configuration"),
+    "fewer particles": (lambda f: change_manifest(f, num_particles=3), "its manifest does not name particles/0002.safetensors"),
     "another update's": (lambda f: change_manifest(f, update=3), "its manifest is of update 3"),
     "a path outside": (name_outside, "its manifest names ../../config.yaml, outside of it"),
 }
@@ -112,15 +120,15 @@ def test_a_checkpoint_holds_what_the_design_says(finished):
     named = {"phi.safetensors", "phi_optimizer.safetensors", "particles/0000.safetensors", "particles/0001.safetensors"}
     assert files == {"manifest.json", *named}
     manifest = manifest_of(newest)
-    assert (manifest["version"], manifest["update"], manifest["world_size"], manifest["num_particles"]) == (1, 4, 1, 2)
+    assert (manifest["version"], manifest["update"], manifest["world_size"], manifest["num_particles"]) == (2, 4, 1, 2)
     assert set(manifest["sha256"]) == named
     assert sorted(path.name for path in (finished / "checkpoints").iterdir()) == ["update_00000002", "update_00000004"]
 
 
 @pytest.mark.parametrize(("damage", "says"), DAMAGES.values(), ids=DAMAGES.keys())
-def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_older_one(run, damage, says):
+def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_older_one(run, state, damage, says):
     damage(run / "checkpoints" / "update_00000004")
-    found, notes = newest_valid(run / "checkpoints")
+    found, notes = newest_valid(run / "checkpoints", state.config)
     assert (found.update, found.path.name) == (2, "update_00000002")
     assert len(notes) == 1
     assert notes[0].startswith(f"checkpoint update_00000004 is passed over: {says}")
@@ -163,12 +171,12 @@ def test_leftovers_of_a_killed_save_are_ignored_and_replaced(run, state):
     (partial / "particles" / "junk").write_bytes(b"half")
     (folder / "update_7").mkdir()
     (folder / "update_00000009.tmp").mkdir()
-    found, notes = newest_valid(folder)
+    found, notes = newest_valid(folder, state.config)
     assert (found.update, notes) == (4, [])
     saved = save(state, folder, 6)
     assert not partial.exists()
     assert not (saved / "particles" / "junk").exists()
-    assert newest_valid(folder)[0].update == 6
+    assert newest(folder, state).update == 6
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path, state):
@@ -184,23 +192,23 @@ def test_a_restored_state_is_the_saved_one_to_the_bit(tmp_path, state):
     update(state, 1)
     assert {"0/theta/logits", "1/theta/logits", "0/optimizer/logits/exp_avg"} <= set(different(everything(state), before))
     assert any("lora_" in name for name in different(everything(state), before))
-    restore(state, newest_valid(tmp_path)[0])
+    restore(state, newest(tmp_path, state))
     assert different(everything(state), before) == []
 
 
 def test_a_rank_of_another_layout_restores_its_particles_by_their_ids(tmp_path, state):
     path = save(state, tmp_path, 1)
     other = build_state(state.config, Layout.of(2, world_size=2, rank=1), torch.device("cpu"))
-    restore(other, newest_valid(tmp_path)[0])
+    restore(other, newest(tmp_path, state))
     assert [particle.id for particle in other.particles] == [1]
     expected = read_tensors(path / "particles" / "0001.safetensors")["theta/logits"]
     assert torch.equal(other.particles[0].theta.logits, expected)
     assert not torch.equal(expected, read_tensors(path / "particles" / "0000.safetensors")["theta/logits"])
 
 
-def assert_only_whole(folder, update):
+def assert_only_whole(folder, state, update):
     assert [path.name for path in folder.iterdir() if path.is_dir()] == [f"update_{update:08d}"]
-    assert newest_valid(folder)[0].update == update
+    assert newest(folder, state).update == update
 
 
 def test_a_refused_write_is_told_and_leaves_the_earlier_checkpoint_whole(tmp_path, state):
@@ -208,9 +216,9 @@ def test_a_refused_write_is_told_and_leaves_the_earlier_checkpoint_whole(tmp_pat
     message = r"of update 2 could not be written \(rank 0: .*free space and use --resume"
     with largest_file(4096), pytest.raises(CheckpointError, match=message):
         save(state, tmp_path, 2)
-    assert_only_whole(tmp_path, 1)
+    assert_only_whole(tmp_path, state, 1)
     save(state, tmp_path, 2)
-    assert newest_valid(tmp_path)[0].update == 2
+    assert newest(tmp_path, state).update == 2
 
 
 @pytest.fixture
@@ -235,10 +243,10 @@ def test_a_full_disk_is_told_and_leaves_the_earlier_checkpoint_whole(small_disk,
     ballast.write_bytes(bytes(free - needed // 2))
     with pytest.raises(CheckpointError, match="of update 2 could not be written"):
         save(state, folder, 2)
-    assert_only_whole(folder, 1)
+    assert_only_whole(folder, state, 1)
     ballast.unlink()
     save(state, folder, 2)
-    assert newest_valid(folder)[0].update == 2
+    assert newest(folder, state).update == 2
 
 
 def test_no_room_for_the_manifest_alone_makes_no_checkpoint(small_disk, state):
@@ -249,4 +257,4 @@ def test_no_room_for_the_manifest_alone_makes_no_checkpoint(small_disk, state):
     (small_disk / "ballast").write_bytes(bytes(shutil.disk_usage(small_disk).free - needed))
     with pytest.raises(CheckpointError, match=r"rank 0: .*No space left"):
         save(state, folder, 2)
-    assert_only_whole(folder, 1)
+    assert_only_whole(folder, state, 1)

@@ -1,76 +1,118 @@
-"""distributed/layout.py: every deal of up to 12 particles over up to 12 ranks."""
+"""distributed/layout.py: every deal of up to 9 particles over up to 12 ranks, with every number of views and shards."""
 
+import itertools
 import re
 
 import pytest
 
 from dist_vsd.distributed.layout import Layout
 
-PAIRS = [(n, w) for n in range(1, 13) for w in range(1, 13)]
-FITTING = [(n, w) for n, w in PAIRS if n >= w or w % n == 0]
-REFUSED = [pair for pair in PAIRS if pair not in FITTING]
+PAIRS = list(itertools.product(range(1, 10), range(1, 13)))
 
 
-def ranks(num_particles, world_size):
-    return [Layout.of(num_particles, world_size, rank) for rank in range(world_size)]
+def laid(num_particles, world_size, **options):
+    """Return the layout as each rank sees it, or None where it is refused."""
+    try:
+        return [Layout.of(num_particles, world_size, rank, **options) for rank in range(world_size)]
+    except ValueError:
+        return None
 
 
-def test_every_particle_is_owned_exactly_once_and_shards_differ_by_at_most_one():
-    for num_particles, world_size in FITTING:
-        shards = {layout.shard: list(layout.particles) for layout in ranks(num_particles, world_size)}
-        assert sum((shards[s] for s in sorted(shards)), []) == list(range(num_particles)), (num_particles, world_size)
-        sizes = [len(particles) for particles in shards.values()]
-        assert 1 <= min(sizes) <= max(sizes) <= min(sizes) + 1, (num_particles, world_size)
-        assert len(shards) == min(num_particles, world_size)
+# All that can be laid out: with views and shards chosen by the layout, or given.
+GIVEN = [{"num_views": v, "num_shards": s} for v in range(7) for s in range(5)]
+LAYOUTS = [ranks for (n, w), options in itertools.product(PAIRS, GIVEN) if (ranks := laid(n, w, **options))]
 
 
-def test_each_shard_has_one_rank_for_each_view():
-    for num_particles, world_size in FITTING:
-        layouts = ranks(num_particles, world_size)
-        num_views = max(1, world_size // num_particles)
-        seen = [(layout.shard, layout.view) for layout in layouts]
-        assert seen == [(shard, view) for shard in range(world_size // num_views) for view in range(num_views)]
-        assert {layout.num_views for layout in layouts} == {num_views}
+def test_any_number_of_particles_can_be_laid_over_any_number_of_ranks():
+    assert all(laid(*pair) for pair in PAIRS)
+    assert len(LAYOUTS) > len(PAIRS)
 
 
-def test_the_owner_of_a_particle_is_view_0_of_the_shard_that_holds_it():
-    for num_particles, world_size in FITTING:
-        layouts = ranks(num_particles, world_size)
-        for particle in range(num_particles):
-            (owner,) = {layout.owner(particle) for layout in layouts}  # every rank says the same
-            assert particle in layouts[owner].particles
-            assert layouts[owner].view == 0
+def test_every_view_of_every_particle_is_rendered_by_exactly_one_rank_and_all_render_something():
+    for ranks in LAYOUTS:
+        rendered = sorted((particle, view) for layout in ranks for particle in layout.particles for view in layout.views)
+        assert rendered == list(itertools.product(range(ranks[0].num_particles), range(ranks[0].num_views)))
+        counts = [len(layout.particles) * len(layout.views) for layout in ranks]
+        assert max(counts) == ranks[0].max_renders
+        assert min(counts) >= 1
+        assert ranks[0].num_renders == len(rendered)
+
+
+def test_shards_differ_by_at_most_one_particle_and_multiply_with_their_ranks_to_the_world():
+    for ranks in LAYOUTS:
+        first = ranks[0]
+        sizes = [len(first.particles_of_shard(s)) for s in range(first.num_shards)]
+        assert max(sizes) - min(sizes) <= 1
+        assert first.num_shards * first.view_ranks == first.world_size
+        assert [(layout.shard, layout.view_rank) for layout in ranks] == list(
+            itertools.product(range(first.num_shards), range(first.view_ranks))
+        )
+
+
+def test_rank_of_names_the_rank_that_renders_and_the_owner_renders_view_0():
+    for ranks in LAYOUTS:
+        for layout, particle in itertools.product(ranks, range(ranks[0].num_particles)):
+            for view in range(layout.num_views):
+                renderer = ranks[layout.rank_of(particle, view)]
+                assert particle in renderer.particles
+                assert view in renderer.views
+            assert 0 in ranks[layout.owner(particle)].views
 
 
 def test_rows_say_what_each_rank_says_of_itself():
-    for num_particles, world_size in FITTING:
-        layouts = ranks(num_particles, world_size)
-        assert layouts[0].rows() == [(layout.rank, layout.shard, layout.view, layout.particles) for layout in layouts]
+    assert all(ranks[-1].rows() == ranks for ranks in LAYOUTS)
 
 
 def test_seven_particles_on_three_ranks_by_hand():
-    assert [list(layout.particles) for layout in ranks(7, 3)] == [[0, 1, 2], [3, 4], [5, 6]]
-    assert [Layout.of(7, 3).owner(p) for p in range(7)] == [0, 0, 0, 1, 1, 2, 2]
+    ranks = laid(7, 3)
+    assert [list(layout.particles) for layout in ranks] == [[0, 1, 2], [3, 4], [5, 6]]
+    assert [ranks[0].owner(p) for p in range(7)] == [0, 0, 0, 1, 1, 2, 2]
 
 
-def test_two_particles_on_six_ranks_by_hand():
-    layouts = ranks(2, 6)
-    assert [list(layout.particles) for layout in layouts] == [[0], [0], [0], [1], [1], [1]]
-    assert [layout.view for layout in layouts] == [0, 1, 2, 0, 1, 2]
-    assert [layouts[0].owner(p) for p in range(2)] == [0, 3]
+def test_one_particle_on_four_ranks_is_seen_four_times():
+    assert [(list(layout.particles), list(layout.views)) for layout in laid(1, 4)] == [([0], [0]), ([0], [1]), ([0], [2]), ([0], [3])]
 
 
-def test_a_refusal_names_layouts_that_fit():
-    assert len(REFUSED) == 66 - sum(world_size % n == 0 for world_size in range(1, 13) for n in range(1, world_size))
-    for num_particles, world_size in REFUSED:
-        with pytest.raises(ValueError, match=f"{num_particles} particles can't be laid over {world_size} ranks") as refusal:
-            Layout.of(num_particles, world_size)
-        below, above, fewer_ranks = map(int, re.search(r"--num-particles (\d+) or (\d+), or (\d+) ranks", str(refusal.value)).groups())
-        assert below < num_particles < above
-        assert {(below, world_size), (above, world_size), (num_particles, fewer_ranks)} <= set(FITTING)
+def test_three_particles_on_eight_ranks_by_hand():
+    ranks = laid(3, 8)
+    assert [list(layout.particles) for layout in ranks] == [[0, 1]] * 4 + [[2]] * 4
+    assert [list(layout.views) for layout in ranks] == [[0], [1], [2], [3]] * 2
+
+
+def test_four_particles_with_two_views_by_hand():
+    dealt = [(list(layout.particles), list(layout.views)) for layout in laid(4, 4, num_views=2)]
+    assert dealt == [([0], [0, 1]), ([1], [0, 1]), ([2], [0, 1]), ([3], [0, 1])]
+    dealt = [(list(layout.particles), list(layout.views)) for layout in laid(4, 4, num_views=2, num_shards=2)]
+    assert dealt == [([0, 1], [0]), ([0, 1], [1]), ([2, 3], [0]), ([2, 3], [1])]
+
+
+def test_a_refusal_names_the_nearest_layouts_and_they_can_be_laid():
+    refused = [(n, w, v) for (n, w), v in itertools.product(PAIRS, range(1, 7)) if laid(n, w, num_views=v) is None]
+    assert (1, 4, 3) in refused
+    for num_particles, world_size, num_views in refused:
+        with pytest.raises(ValueError, match=f"{num_particles} particle.* can't be laid over {world_size} ranks") as refusal:
+            Layout.of(num_particles, world_size, num_views=num_views)
+        named = [int(v) for v in re.findall(r"\d+", re.search(r"--num-views ([\d or]+),", str(refusal.value)).group(1))]
+        assert named
+        assert all(laid(num_particles, world_size, num_views=v) for v in named)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"num_shards": 3}, "shards x ranks a particle do not multiply to 8, got 3: use --num-shards 1, 2, 4"),
+        ({"num_shards": 8}, "must be between 1 and the number of particles, 4, got 8"),
+        ({"num_shards": -2}, "must be between 1 and the number of particles, 4, got -2"),
+        ({"num_shards": 2, "num_views": 3}, "leaves 4 ranks a particle, which can't split its 3 view.s. evenly, got 2"),
+        ({"num_views": -1}, "num_views must be at least 0, got -1: raise --num-views"),
+    ],
+)
+def test_shards_and_views_that_do_not_fit_are_refused(options, says):
+    with pytest.raises(ValueError, match=says):
+        Layout.of(4, 8, **options)
 
 
 @pytest.mark.parametrize("num_particles", [0, -3])
 def test_no_particles_are_refused(num_particles):
-    with pytest.raises(ValueError, match=f"at least 1, got {num_particles}"):
+    with pytest.raises(ValueError, match=f"at least 1, got {num_particles}: raise --num-particles"):
         Layout.of(num_particles)

@@ -42,9 +42,9 @@ def make_state():
     config = merge(load_preset("embedded"), SETTINGS, "test")
     state = build_state(config, Layout.of(1), torch.device("cpu"))
     generator = torch.Generator().manual_seed(5)
-    for parameter in state.score.phi().values():  # away from the zeros at which LoRA starts
+    for parameter in state.phi.score.phi().values():  # away from the zeros at which LoRA starts
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    for module in (state.prior.unet, state.prior.vae, state.score, state.particles[0].theta):
+    for module in (state.prior.unet, state.prior.vae, state.phi.score, state.particles[0].theta):
         module.double()
     doubled = [
         dataclasses.replace(e, cond=e.cond.double(), uncond=e.uncond.double()) for e in (state.prompt.by_view, state.prompt.plain)
@@ -130,9 +130,11 @@ def gradients():
     state = make_state()
     theta_module = state.particles[0].theta
     theta = {n: p.detach().clone().requires_grad_() for n, p in theta_module.named_parameters()}
-    phi = {n: p.detach().clone().requires_grad_() for n, p in state.score.phi().items()}
+    phi = {n: p.detach().clone().requires_grad_() for n, p in state.phi.score.phi().items()}
+    taken = {}  # the trainer clears phi's gradients after its step
+    state.phi.optimizer.register_step_pre_hook(lambda *_: taken.update({n: p.grad.clone() for n, p in state.phi.score.phi().items()}))
     update(state, INDEX)
-    product = {n: p.grad for n, p in [*theta_module.named_parameters(), *state.score.phi().items()]}
+    product = {n: p.grad for n, p in theta_module.named_parameters()} | taken
 
     unet = UNet2DConditionModel.from_pretrained(EMBEDDED_FOLDER / "unet", torch_dtype=torch.float32).double().requires_grad_(False)
     alphas_cumprod = DDPMScheduler.from_pretrained(EMBEDDED_FOLDER / "scheduler").alphas_cumprod.double()

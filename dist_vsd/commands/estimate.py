@@ -5,8 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 
-import torch
-
+from dist_vsd.commands.process import Process
 from dist_vsd.config import RunConfig, to_yaml
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.training.state import build_state, phi_tensors
@@ -15,12 +14,12 @@ from dist_vsd.training.update import update
 MEASURED_UPDATES = 4
 
 
-def print_estimate(config: RunConfig, layout: Layout, device: torch.device) -> int:
+def print_estimate(config: RunConfig, layout: Layout, process: Process) -> int:
     """Print the configuration, the layout, memory by what holds it, and time from a few real updates (collective).
 
     Nothing is written to disk. The updates that are timed are thrown away with the process.
     """
-    state = build_state(config, layout, device)
+    state = build_state(config, layout, process.device, process.accelerator)
     prior_bytes = sum(p.numel() * p.element_size() for net in (state.prior.unet, state.prior.vae) for p in net.parameters())
     theta_numbers = sum(p.numel() for p in state.particles[0].theta.parameters())
     phi_numbers = sum(p.numel() for p in phi_tensors(state).values())
@@ -47,9 +46,12 @@ def print_estimate(config: RunConfig, layout: Layout, device: torch.device) -> i
 
 def layout_table(layout: Layout) -> str:
     """Return who owns what, a line a rank."""
-    mesh = f"{layout.num_shards} shard(s) x {layout.num_views} view(s)"
-    lines = [f"layout: {layout.num_particles} particle(s) on {layout.world_size} rank(s), {mesh}"]
-    for rank, shard, view, particles in layout.rows():
-        ids = ", ".join(map(str, particles))
-        lines.append(f"  rank {rank}: shard {shard}, view {view}, particle(s) {ids}")
+    mesh = f"{layout.num_shards} shard(s) x {layout.view_ranks} rank(s) a particle"
+    lines = [f"layout: {layout.num_particles} particle(s) on {layout.world_size} rank(s), {mesh}, {layout.num_views} view(s) a particle"]
+    for row in layout.rows():
+        ids, views = ", ".join(map(str, row.particles)), ", ".join(map(str, row.views))
+        lines.append(f"  rank {row.rank}: shard {row.shard}, particle(s) {ids}, view(s) {views}")
+    busy = layout.num_renders / (layout.max_renders * layout.world_size)
+    if busy < 1:
+        lines.append(f"  ranks are busy {busy:.0%} of the time: the number of particles does not divide evenly")
     return "\n".join(lines)

@@ -22,18 +22,24 @@ class InfoArguments:
     """Ranks to lay particles over; 0 shows versions instead."""
     num_particles: int = 1
     """Particles to lay over them."""
+    num_views: int = 0
+    """Views of each particle in an update; 0: as many as ranks share it."""
+    num_shards: int = 0
+    """Sets that particles are dealt to; 0: as many as there are particles for."""
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(InfoArguments, arguments, "info", DESCRIPTION)
+    if not parsed.world_size and (parsed.num_particles, parsed.num_views, parsed.num_shards) != (1, 0, 0):
+        raise ValueError("a layout needs the number of ranks: give --world-size")
     if parsed.world_size < 0:
         raise ValueError(f"--world-size must be at least 1, got {parsed.world_size}")
     if parsed.world_size:
         from dist_vsd.commands.estimate import layout_table
         from dist_vsd.distributed.layout import Layout
 
-        print(layout_table(Layout.of(parsed.num_particles, parsed.world_size)))
+        print(layout_table(Layout.of(parsed.num_particles, parsed.world_size, 0, parsed.num_views, parsed.num_shards)))
         return 0
     import torch
 

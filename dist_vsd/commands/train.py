@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,11 +12,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dist_vsd.commands.arguments import parse
-from dist_vsd.config import DEFAULT_PRESET, RunConfig, load_preset, merge, read_yaml
+from dist_vsd.config import DEFAULT_PRESET, RunConfig, load_preset, merge, read_yaml, to_mapping
 from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
 from dist_vsd.training.run_directory import RunDirectory, default_run_dir
 
 if TYPE_CHECKING:
+    from dist_vsd.commands.process import Process
     from dist_vsd.distributed.collectives import Collectives
     from dist_vsd.training.state import TrainingState
 
@@ -44,25 +46,28 @@ class TrainArguments:
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
-    parsed = _parse(arguments)
-    config = _with_prompt(parsed.run)
-    config = dataclasses.replace(config, run_dir=str(_run_dir(config)))
-    directory = RunDirectory(Path(config.run_dir))
-    directory.check(config)
-
-    check_vocabulary([config.prompt, config.negative_prompt], find_pipeline(config.prior))
+    refusal, parsed = "", None
+    try:
+        parsed, config, directory = _prepare(arguments)
+    except ValueError as error:
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            raise
+        refusal = str(error)  # of this rank; all ranks must hear of it
 
     # The heavy imports wait until the words on the command line are known to be right.
-    from dist_vsd.commands.process import start_process
-    from dist_vsd.distributed.collectives import Collectives
+    from dist_vsd.commands.process import check_same_start, start_process
+    from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
     from dist_vsd.distributed.layout import Layout
 
-    process = start_process()
-    layout = Layout.of(config.num_particles, process.world_size, process.rank)
+    process = start_process(config.precision if parsed else "", refusal=refusal)
+    assert parsed is not None
+    layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards)
+    config = dataclasses.replace(config, precision=process.precision, num_views=layout.num_views)
+    check_start(config, process)
     if parsed.dry_run:
         from dist_vsd.commands.estimate import print_estimate
 
-        return print_estimate(config, layout, process.device)
+        return print_estimate(config, layout, process)
 
     from dist_vsd.training.loop import train
     from dist_vsd.training.preemption import StopRequest
@@ -70,25 +75,48 @@ def run(arguments: list[str]) -> int:
 
     stop = StopRequest().install()
     begin = time.monotonic()
-    collectives = Collectives(layout)
-    collectives.require_equal("the configuration", dataclasses.asdict(config))
-    state = build_state(config, layout, process.device)
-    agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
-    done = train(state, directory, stop)
+    with naming_lost_ranks("while it ran"):
+        collectives = Collectives(layout)
+        check_same_start(collectives, to_mapping(config))
+        state = build_state(config, layout, process.device, process.accelerator)
+        agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
+        done = train(state, directory, stop)
     say = print if layout.rank == 0 else _ignore
     if not done:
         say(f"stopped by {stop.signal_name or 'another rank'}; everything is saved. Go on with the same command and --resume:")
         say(f"  dist-vsd train --resume --run-dir {config.run_dir}")
         return 75
-    write_turntables(state, directory.path)
-    collectives.barrier()
+    with naming_lost_ranks("while turntables were rendered"):
+        write_turntables(state, directory.path)
+        collectives.barrier()
     say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes: turntables of {config.num_particles} particle(s) are in")
     say(f"  {directory.path / 'export'}")
     return 0
 
 
+def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirectory]:
+    """Read and check the words of the command line, writing nothing; ValueError for what is wrong with them."""
+    if _is_restarted(arguments):
+        arguments = [*arguments, "--resume"]
+    parsed = _parse(arguments)
+    config = _with_prompt(parsed.run)
+    config = dataclasses.replace(config, run_dir=str(_run_dir(config)))
+    directory = RunDirectory(Path(config.run_dir))
+    directory.check(config)
+    check_vocabulary([config.prompt, config.negative_prompt], find_pipeline(config.prior))
+    return parsed, config, directory
+
+
 def _ignore(_text: str) -> None:
     """Print nothing."""
+
+
+def _is_restarted(arguments: list[str]) -> bool:
+    """Say whether a launcher with --max_restarts has started this process anew after a rank was lost, with a run to go on with."""
+    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0") or "--resume" in arguments:
+        return False
+    directory = RunDirectory(_run_dir(_with_prompt(_parse(arguments).run)))
+    return directory.config_file.exists()
 
 
 def _parse(arguments: list[str]) -> TrainArguments:
@@ -155,6 +183,23 @@ def agree(collectives: Collectives, action: Callable[[], None]) -> None:
         raise ValueError(messages[0])
 
 
+def check_start(config: RunConfig, process: Process) -> None:
+    """Refuse combinations of configuration and machine that can't keep what they promise.
+
+    Raises:
+        ValueError: see above.
+    """
+    if config.deterministic and process.zero_stage:
+        raise ValueError("--deterministic sums gradients itself, a DeepSpeed configuration does too: use one of the two")
+    if not config.deterministic:
+        return
+    if process.device.type == "cuda" and config.representation == "radiance_field" and config.field.encoding == "dense":
+        raise ValueError("--deterministic on a GPU: dense grids have no deterministic gradient there; use --field.encoding hash")
+    import torch
+
+    torch.use_deterministic_algorithms(True)
+
+
 def write_turntables(state: TrainingState, path: Path) -> None:
     """Write a turntable of each particle that this rank owns into ``path``/export."""
     from dist_vsd.cameras import turntable
@@ -164,6 +209,8 @@ def write_turntables(state: TrainingState, path: Path) -> None:
     cameras = turntable(40, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2).to(device)
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank:
+            state.residence.fetch([particle])
             frames = render_views(particle.theta, cameras, max(128, config.render_size))
             write_turntable(frames, path / "export" / f"turntable_{particle.id:04d}")
+            state.residence.release([particle])
 

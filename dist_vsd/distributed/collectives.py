@@ -5,9 +5,10 @@ Each function is a collective: every rank (of the group that it names) must reac
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -32,19 +33,52 @@ def _device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
 
 
+class RankLost(RunFailed):
+    """A collective failed because a rank died or can no longer be reached."""
+
+
+# What gloo, NCCL and torch say when a peer is gone: they have no exception of their own for it.
+_SIGNS_OF_A_LOST_RANK = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout", "gloo", "nccl")
+
+
+@contextlib.contextmanager
+def naming_lost_ranks(doing: str) -> Iterator[None]:
+    """Turn a backend's error about a dead peer inside the ``with`` into RankLost.
+
+    Args:
+        doing: what was being done, for the message.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error)
+        if isinstance(error, RunFailed) or not any(sign in text.lower() for sign in _SIGNS_OF_A_LOST_RANK):
+            raise
+        reason = " ".join(text.split())[:200]
+        raise RankLost(
+            f"another rank died or can't be reached ({doing}: {reason}). Its own output says why; finished checkpoints are whole: "
+            "go on with the same command and --resume"
+        ) from error
+
+
 class Collectives:
     """The collectives of one run, over the mesh shard x view of its layout.
 
     Args:
-        layout: of the run; with num_views > 1 a process group for each shard's ranks is made (collective).
+        layout: of the run; where ranks share particles, a process group for each shard's ranks is made (collective).
+
+    Attributes:
+        sent_bytes: payload of the reductions that this rank has sent so far; of an all-reduce in a ring over G ranks each
+            sends 2 (G - 1) / G of its length.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
+        self.sent_bytes = 0.0
         self._view_group = None
-        if is_distributed() and layout.num_views > 1:
+        if is_distributed() and layout.view_ranks > 1:
             mesh = dist.init_device_mesh(
-                _device().type, (layout.num_shards, layout.num_views), mesh_dim_names=("shard", "view")
+                _device().type, (layout.num_shards, layout.view_ranks), mesh_dim_names=("shard", "view")
             )
             self._view_group = mesh.get_group("view")
 
@@ -54,41 +88,75 @@ class Collectives:
         Args:
             tensors: of any shapes, the same on every rank; changed in place.
         """
-        self._sum(tensors, None, 1.0)
+        self._sum(tensors, None, self.layout.world_size)
 
-    def mean_over_views(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their means over the ranks that share a particle, in one message."""
-        if self.layout.num_views > 1:
-            self._sum(tensors, self._view_group, 1.0 / self.layout.num_views)
+    def sum_over_views(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by their sums over the ranks that share a particle, in one message."""
+        if self.layout.view_ranks > 1:
+            self._sum(tensors, self._view_group, self.layout.view_ranks)
 
-    @staticmethod
-    def _sum(tensors: Sequence[Tensor], group: Any, factor: float) -> None:
+    def _sum(self, tensors: Sequence[Tensor], group: Any, group_size: int) -> None:
         if not is_distributed() or not tensors:
             return
         flat = torch.cat([t.reshape(-1).float() for t in tensors])
         dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=group)
-        for tensor, total in zip(tensors, (flat * factor).split([t.numel() for t in tensors]), strict=True):
+        self.count_all_reduce(4 * flat.numel(), group_size)
+        for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def count_all_reduce(self, num_bytes: int, group_size: int) -> None:
+        """Add an all-reduce in a ring to sent_bytes; for reductions that a library does."""
+        self.sent_bytes += 2 * (group_size - 1) / group_size * num_bytes
+
+    def take_sent_bytes(self) -> float:
+        """Return sent_bytes and start counting anew."""
+        taken, self.sent_bytes = self.sent_bytes, 0.0
+        return taken
+
+    def sum_in_order(self, rows: Mapping[tuple[int, int], Sequence[Tensor]], order: Sequence[tuple[int, int]], over: str) -> list[Tensor]:
+        """Return sums whose bits do not depend on the layout: row after row, in a given order.
+
+        Every row travels by itself, so this sends as many messages as there are rows: for the deterministic mode.
+
+        Args:
+            rows: of this rank, by (particle, view): tensors of the same shapes in every row.
+            order: of all rows of the group.
+            over: "ranks", or "views" for the ranks that share a particle.
+
+        Returns:
+            fp32 tensors shaped like those of a row, the same bits on every rank of the group.
+        """
+        shapes = [t.shape for t in next(iter(rows.values()))]
+        sizes = [shape.numel() for shape in shapes]
+        example = next(iter(rows.values()))[0]
+        total = torch.zeros(sum(sizes), device=example.device)
+        alone = not is_distributed() or (over == "views" and self.layout.view_ranks == 1)
+        for row in order:
+            if row in rows:
+                flat = torch.cat([t.reshape(-1).float() for t in rows[row]])
+                self.sent_bytes += 0.0 if alone else 4 * flat.numel()
+            else:
+                flat = torch.empty_like(total)
+            if not alone:
+                dist.broadcast(flat, self.layout.rank_of(*row), group=self._view_group if over == "views" else None)
+            total += flat
+        return [part.view(shape) for part, shape in zip(total.split(sizes), shapes, strict=True)]
 
     def sum_of(self, value: float) -> float:
         """Return the sum of a number over all ranks."""
-        total = torch.tensor([value], dtype=torch.float64)
-        return float(self._reduced(total, dist.ReduceOp.SUM))
+        return self._reduced([value], dist.ReduceOp.SUM)[0]
 
-    def all_true(self, flag: bool) -> bool:
-        """Return whether the flag holds on every rank."""
-        return float(self._reduced(torch.tensor([float(flag)]), dist.ReduceOp.MIN)) == 1.0
-
-    def any_true(self, flag: bool) -> bool:
-        """Return whether the flag holds on some rank."""
-        return not self.all_true(not flag)
+    def any_of(self, flags: Sequence[bool]) -> list[bool]:
+        """Return, for each of some flags, whether it holds on some rank; in one message."""
+        return [value > 0 for value in self._reduced([float(flag) for flag in flags], dist.ReduceOp.MAX)]
 
     @staticmethod
-    def _reduced(value: Tensor, operation: Any) -> Tensor:
+    def _reduced(values: Sequence[float], operation: Any) -> list[float]:
+        tensor = torch.tensor(values, dtype=torch.float64)
         if is_distributed():
-            value = value.to(_device())
-            dist.all_reduce(value, op=operation)
-        return value.cpu()
+            tensor = tensor.to(_device())
+            dist.all_reduce(tensor, op=operation)
+        return tensor.tolist()
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order, on all ranks.

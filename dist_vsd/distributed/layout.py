@@ -1,7 +1,8 @@
 """Which rank owns which particle: the mesh shard x view.
 
-W ranks form ``num_shards`` shards of ``num_views`` ranks. Particles are dealt to shards in runs of consecutive ids, evenly or
-off by one. With fewer particles than ranks, the ranks of a shard render different views of the same particle.
+W ranks form ``num_shards`` shards of ``view_ranks`` ranks. Particles are dealt to shards in runs of consecutive ids, evenly or
+off by one. Every update renders ``num_views`` views of each particle; the ranks of a shard split them. So one particle gains from
+many ranks too, and what an update computes depends on the particles and their views alone, never on the ranks.
 """
 
 from __future__ import annotations
@@ -11,54 +12,83 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """The deal of n particles over W ranks, as one rank sees it.
+    """The deal of n particles over W ranks, as one rank sees it; made by ``Layout.of``.
 
     Attributes:
         num_particles: n, over all ranks.
         world_size: W, a multiple of num_shards.
         num_shards: the number of disjoint sets of particles.
         rank: of this process.
+        num_views: views of each particle in an update, over all ranks; a multiple of view_ranks.
     """
 
     num_particles: int
     world_size: int
     num_shards: int
     rank: int
+    num_views: int
 
     @staticmethod
-    def of(num_particles: int, world_size: int = 1, rank: int = 0) -> Layout:
-        """Lay n particles over W ranks: a rank each, or several ranks a particle where there are fewer particles.
+    def of(num_particles: int, world_size: int = 1, rank: int = 0, num_views: int = 0, num_shards: int = 0) -> Layout:
+        """Lay n particles over W ranks: as many shards as there are particles for, the ranks left over share particles.
+
+        Args:
+            num_particles: n.
+            world_size: W.
+            rank: of this process.
+            num_views: of each particle in an update; 0 for as many as ranks share it.
+            num_shards: 0 for as many as fit.
 
         Raises:
-            ValueError: n < 1, or n < W does not divide W.
+            ValueError: a count is out of range, or shards and views do not multiply to W; nearest ones that do are named.
         """
-        if num_particles < 1:
-            raise ValueError(f"num_particles must be at least 1, got {num_particles}: raise --num-particles")
-        num_shards = min(num_particles, world_size)
-        if world_size % num_shards:
-            fitting = [n for n in range(1, world_size + 1) if world_size % n == 0]
-            below = max(n for n in fitting if n < num_particles)
-            above = min(n for n in fitting if n > num_particles)
+        for name, value, least in (("num_particles", num_particles, 1), ("world_size", world_size, 1), ("num_views", num_views, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}: raise --{name.replace('_', '-')}")
+        if num_shards:
+            _check_shards(num_particles, world_size, num_views, num_shards)
+            return Layout(num_particles, world_size, num_shards, rank, num_views or world_size // num_shards)
+        fitting = [s for s in _divisors(world_size) if s <= num_particles and _splits(num_views, world_size // s)]
+        if not fitting:
+            near = [v for v in range(1, 2 * max(num_views, world_size) + 1) if _can_be_laid(num_particles, world_size, v)]
+            below = [v for v in near if v < num_views][-1:]
+            choices = " or ".join(map(str, below + [v for v in near if v > num_views][:1]))
             raise ValueError(
-                f"{num_particles} particles can't be laid over {world_size} ranks evenly in views: "
-                f"use --num-particles {below} or {above}, or {num_particles} ranks"
+                f"{num_particles} particle(s) with {num_views} view(s) each can't be laid over {world_size} ranks: ranks that "
+                f"share a particle must split its views evenly; use --num-views {choices}, or another number of ranks"
             )
-        return Layout(num_particles, world_size, num_shards, rank)
+        return Layout(num_particles, world_size, max(fitting), rank, num_views or world_size // max(fitting))
 
     @property
-    def num_views(self) -> int:
-        """Ranks that share each particle; each renders a view of its own."""
+    def view_ranks(self) -> int:
+        """Ranks that share each particle."""
         return self.world_size // self.num_shards
 
     @property
     def shard(self) -> int:
         """Index of this rank's shard; the ranks of a shard are neighbours."""
-        return self.rank // self.num_views
+        return self.rank // self.view_ranks
 
     @property
-    def view(self) -> int:
+    def view_rank(self) -> int:
         """Index of this rank among those of its shard."""
-        return self.rank % self.num_views
+        return self.rank % self.view_ranks
+
+    @property
+    def views(self) -> range:
+        """Return the views of its particles that this rank renders in an update."""
+        share = self.num_views // self.view_ranks
+        return range(self.view_rank * share, (self.view_rank + 1) * share)
+
+    @property
+    def num_renders(self) -> int:
+        """Renders of an update over all ranks."""
+        return self.num_particles * self.num_views
+
+    @property
+    def max_renders(self) -> int:
+        """Renders of an update on the rank that has most."""
+        return len(self.particles_of_shard(0)) * len(self.views)
 
     def particles_of_shard(self, shard: int) -> range:
         """Return the ids of a shard's particles; the first n mod num_shards shards hold one more."""
@@ -71,12 +101,41 @@ class Layout:
         """Return the ids of this rank's particles."""
         return self.particles_of_shard(self.shard)
 
-    def owner(self, particle: int) -> int:
-        """Return the rank that writes a particle to disk: view 0 of its shard."""
-        shards = range(self.num_shards)
-        return next(s for s in shards if particle in self.particles_of_shard(s)) * self.num_views
+    def rank_of(self, particle: int, view: int = 0) -> int:
+        """Return the rank that renders a view of a particle."""
+        shard = next(s for s in range(self.num_shards) if particle in self.particles_of_shard(s))
+        return shard * self.view_ranks + view * self.view_ranks // self.num_views
 
-    def rows(self) -> list[tuple[int, int, int, range]]:
-        """Return (rank, shard, view, particle ids) of every rank."""
-        views = self.num_views
-        return [(r, r // views, r % views, self.particles_of_shard(r // views)) for r in range(self.world_size)]
+    def owner(self, particle: int) -> int:
+        """Return the rank that writes a particle to disk: the one that renders its view 0."""
+        return self.rank_of(particle, 0)
+
+    def rows(self) -> list[Layout]:
+        """Return the layout as each rank sees it."""
+        return [dataclasses.replace(self, rank=rank) for rank in range(self.world_size)]
+
+
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
+def _splits(num_views: int, view_ranks: int) -> bool:
+    return num_views % view_ranks == 0  # 0 views stand for as many as there are ranks
+
+
+def _can_be_laid(num_particles: int, world_size: int, num_views: int) -> bool:
+    return any(s <= num_particles and _splits(num_views, world_size // s) for s in _divisors(world_size))
+
+
+def _check_shards(num_particles: int, world_size: int, num_views: int, num_shards: int) -> None:
+    possible = [s for s in _divisors(world_size) if s <= num_particles and _splits(num_views, world_size // s)]
+    if num_shards in possible:
+        return
+    listed = ", ".join(map(str, possible)) or "none"
+    if num_shards < 0 or num_shards > num_particles:
+        why = f"must be between 1 and the number of particles, {num_particles}"
+    elif world_size % num_shards:
+        why = f"must divide the number of ranks: shards x ranks a particle do not multiply to {world_size}"
+    else:
+        why = f"leaves {world_size // num_shards} ranks a particle, which can't split its {num_views} view(s) evenly"
+    raise ValueError(f"num_shards {why}, got {num_shards}: use --num-shards {listed}")

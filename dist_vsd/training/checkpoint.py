@@ -19,11 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_vsd.config import RunConfig, config_fingerprint
 from dist_vsd.errors import RunFailed
 from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
-from dist_vsd.training.state import OwnedParticle, TrainingState, phi_tensors
+from dist_vsd.training.owned_particle import OwnedParticle, build_particle
+from dist_vsd.training.state import TrainingState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 2: with the fingerprint of the configuration
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"update_(\d{8})")
 
@@ -60,19 +62,23 @@ def save(state: TrainingState, folder: Path, update: int) -> Path:
     partial = folder / f".partial_{update:08d}"
     is_first = state.layout.rank == 0
     if is_first:
-        shutil.rmtree(partial, ignore_errors=True)
+        _remove_unfinished(folder)
         partial_made = _attempt(lambda: (partial / "particles").mkdir(parents=True))
+    # Under ZeRO every rank holds a part of these: all must ask for them.
+    phi = state.phi.tensors() if state.phi is not None else {}
+    moments = state.phi.moments() if state.phi is not None else {}
     state.collectives.barrier()
     error = partial_made if is_first else None
     hashes: dict[str, str] = {}
     if error is None:
-        error = _attempt(lambda: _write_files(state, partial, hashes))
+        error = _attempt(lambda: _write_files(state, partial, phi, moments, hashes))
     reports = state.collectives.gather_json({"error": error, "hashes": hashes})
     errors = [f"rank {rank}: {r['error']}" for rank, r in enumerate(reports) if r["error"]]
     if not errors and is_first:
         manifest = {
             "version": FORMAT_VERSION,
             "update": update,
+            "config_sha256": config_fingerprint(state.config),
             "world_size": state.layout.world_size,
             "num_particles": state.layout.num_particles,
             "sha256": {name: digest for report in reports for name, digest in report["hashes"].items()},
@@ -96,15 +102,15 @@ def _attempt(action: Any) -> str | None:
     return None
 
 
-def _write_files(state: TrainingState, folder: Path, hashes: dict[str, str]) -> None:
+def _write_files(
+    state: TrainingState, folder: Path, phi: dict[str, Tensor], moments: dict[str, Tensor], hashes: dict[str, str]
+) -> None:
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank:
             _write(particle_tensors(particle), folder, f"particles/{particle.id:04d}.safetensors", hashes)
-    if state.layout.rank == 0 and state.phi_optimizer is not None:
-        phi = phi_tensors(state)
+    if state.layout.rank == 0 and state.phi is not None:
         _write(phi, folder, "phi.safetensors", hashes)
-        names = {parameter: name for name, parameter in phi.items()}
-        _write(optimizer_tensors(state.phi_optimizer, names), folder, "phi_optimizer.safetensors", hashes)
+        _write(moments, folder, "phi_optimizer.safetensors", hashes)
 
 
 def _write(tensors: dict[str, Tensor], folder: Path, name: str, hashes: dict[str, str]) -> None:
@@ -117,9 +123,22 @@ def _finish(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
         opened.write(json.dumps(manifest, indent=1) + "\n")
         opened.flush()
         os.fsync(opened.fileno())
-    if final.exists():  # the same update saved once more, after a resume
-        shutil.rmtree(final)
+    replaced = partial.with_name(f".replaced_{final.name}")
+    if final.exists():  # a damaged one that was passed over: it goes only once the new one stands in its place
+        final.rename(replaced)
     partial.rename(final)
+    shutil.rmtree(replaced, ignore_errors=True)
+    folder = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the renaming itself survives a power cut
+    finally:
+        os.close(folder)
+
+
+def _remove_unfinished(folder: Path) -> None:
+    """Remove what a killed process left half-written."""
+    for path in [*folder.glob(".partial_*"), *folder.glob(".replaced_*")]:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove_old(folder: Path, keep: int) -> None:
@@ -139,11 +158,12 @@ def load_theta(particle: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
     particle.load_state_dict({k.removeprefix("theta/"): v for k, v in tensors.items() if k.startswith("theta/")})
 
 
-def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+def newest_valid(folder: Path, config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
     """Find the newest whole checkpoint.
 
     Args:
         folder: of the run's checkpoints.
+        config: of the run that they must belong to.
 
     Returns:
         The checkpoint, or None; and for every newer one that was passed over a line that says why.
@@ -151,51 +171,73 @@ def newest_valid(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     passed_over: list[str] = []
     names = sorted((p for p in folder.glob("update_*") if _NAME.fullmatch(p.name)), reverse=True)
     for path in names:
-        fault = _fault(path)
+        fault = _fault(path, config_fingerprint(config))
         if fault is None:
             return Checkpoint(path, int(path.name.removeprefix("update_"))), passed_over
         passed_over.append(f"checkpoint {path.name} is passed over: {fault}")
     return None, passed_over
 
 
-def _fault(path: Path) -> str | None:
+def _fault(path: Path, fingerprint: str) -> str | None:
     """Say what is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        version, hashes, update = manifest["version"], dict(manifest["sha256"]), int(manifest["update"])
-    except (OSError, ValueError, KeyError, TypeError):
+        version = manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{MANIFEST} is missing or unreadable"
     if version != FORMAT_VERSION:
-        return f"it has format version {version}, this program reads {FORMAT_VERSION}"
+        return f"it has format version {str(version)[:20]}, this program reads {FORMAT_VERSION}"
+    try:
+        hashes, update, saved_fingerprint = dict(manifest["sha256"]), int(manifest["update"]), manifest["config_sha256"]
+        num_particles = int(manifest["num_particles"])
+    except (ValueError, KeyError, TypeError, OverflowError):
+        return f"{MANIFEST} is missing or unreadable"
     if f"update_{update:08d}" != path.name:
         return f"its manifest is of update {update}"
+    if saved_fingerprint != fingerprint:
+        return "it is from a run with another configuration"
+    absent = [name for name in (f"particles/{i:04d}.safetensors" for i in range(min(num_particles, 10**6))) if name not in hashes]
+    if absent:
+        return f"its manifest does not name {absent[0]}"
     for name, digest in hashes.items():
         file = (path / name).resolve()
         if not file.is_relative_to(path.resolve()):
             return f"its manifest names {name}, outside of it"
         if not file.is_file():
             return f"{name} is missing"
-        if _sha256(file) != digest:
+        try:
+            actual = _sha256(file)
+        except OSError as error:
+            return f"{name} can't be read ({error.strerror})"
+        if actual != digest:
             return f"{name} is damaged (its sha256 differs)"
     return None
 
 
 def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
-    """Put a whole checkpoint back into a state: this rank's particles, by their ids, and phi."""
+    """Put a whole checkpoint back into a state: this rank's particles, by their ids, and phi (collective under ZeRO)."""
     for particle in state.particles:
+        restore_particle(state, particle, checkpoint)
+    if state.phi is not None:
+        moments = read_tensors(checkpoint.path / "phi_optimizer.safetensors")
+        state.phi.load(read_tensors(checkpoint.path / "phi.safetensors"), moments)
+
+
+def restore_particle(state: TrainingState, particle: OwnedParticle, checkpoint: Checkpoint | None) -> None:
+    """Put one particle back as a checkpoint has it, or as it started without one."""
+    state.residence.fetch([particle])
+    if checkpoint is None:
+        start = build_particle(state.config, particle.id, torch.device("cpu"))
+        particle.theta.load_state_dict(start.theta.state_dict())
+        particle.optimizer.state.clear()
+    else:
         tensors = read_tensors(checkpoint.path / "particles" / f"{particle.id:04d}.safetensors")
         load_theta(particle.theta, tensors)
         names = {parameter: name for name, parameter in particle.theta.named_parameters()}
         saved = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
         load_optimizer_tensors(particle.optimizer, names, saved)
-    if state.phi_optimizer is not None:
-        phi = phi_tensors(state)
-        saved = read_tensors(checkpoint.path / "phi.safetensors")
-        with torch.no_grad():
-            for name, parameter in phi.items():
-                parameter.copy_(saved[name])
-        names = {parameter: name for name, parameter in phi.items()}
-        load_optimizer_tensors(state.phi_optimizer, names, read_tensors(checkpoint.path / "phi_optimizer.safetensors"))
+    state.residence.release([particle])
+    state.residence.settle()
 
 
 def _sha256(file: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import torch
@@ -13,7 +14,7 @@ from dist_vsd.training.metrics import RankZeroReporter, Reporter, SilentReporter
 from dist_vsd.training.preemption import StopRequest
 from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import TrainingState, phi_tensors
-from dist_vsd.training.update import update
+from dist_vsd.training.update import Report, update
 
 PREVIEW_AZIMUTHS_DEG = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
 PREVIEW_ELEVATION_DEG = 15.0
@@ -46,13 +47,18 @@ def train(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> b
             begin, done = time.perf_counter(), index + 1
             is_last = done == config.num_updates
             is_logged = done % config.log_every == 0 or is_last
-            figures = _update(state, index, is_logged)
-            figures["seconds/update"] = time.perf_counter() - begin
+            collectives.take_sent_bytes()  # those of logging, checks and checkpoints are not an update's
+            report = _update(state, index, is_logged)
+            state.residence.settle()
+            stopping, has_events = collectives.any_of([stop.requested, bool(report.events or report.bad_particles)])
+            if has_events:
+                report.events += [mend(state, particle, directory) for particle in report.bad_particles]
+                for line in events_of_all_ranks(state, report.events):
+                    reporter.event(done, line)
             if is_logged:
-                reporter.log(done, mean_over_ranks(state, figures))
+                reporter.log(done, figures_of_all_ranks(state, report, time.perf_counter() - begin))
             if done % config.check_every == 0 or is_last:
                 collectives.require_identical(f"phi after update {done}", phi_tensors(state).values())
-            stopping = collectives.any_true(stop.requested)
             if done % config.checkpoint_every == 0 or is_last or stopping:
                 checkpoint.save(state, directory.checkpoints, done)
             if done % config.preview_every == 0 or is_last:
@@ -69,7 +75,7 @@ class UpdateError(RuntimeError):
     """An update broke in a library; the last checkpoint is whole."""
 
 
-def _update(state: TrainingState, index: int, measure: bool) -> dict[str, float]:
+def _update(state: TrainingState, index: int, measure: bool) -> Report:
     """Run one update; a ValueError inside it is no bad input of the user's."""
     try:
         return update(state, index, measure)
@@ -81,7 +87,7 @@ def _restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int,
     """Restore the newest valid checkpoint if the run is resumed; return updates done and what was passed over (collective)."""
     if not state.config.resume:
         return 0, []
-    found, notes = checkpoint.newest_valid(directory.checkpoints)
+    found, notes = checkpoint.newest_valid(directory.checkpoints, state.config)
     state.collectives.require_equal("the newest valid checkpoint", found.update if found else None)
     if found is None:
         if notes:
@@ -91,9 +97,29 @@ def _restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int,
     return found.update, [*notes, f"resumed from {found.path.name}"]
 
 
-def mean_over_ranks(state: TrainingState, figures: dict[str, float]) -> dict[str, float]:
+def mend(state: TrainingState, particle: int, directory: RunDirectory) -> str:
+    """Put a particle whose step was skipped back to its last good state; return the line that says so.
+
+    While its parameters and moments are finite, they are that state: the skipped step never touched them. Otherwise it is
+    the newest valid checkpoint's, or the start.
+    """
+    owned = next(p for p in state.particles if p.id == particle)
+    if all(bool(tensor.isfinite().all()) for tensor in checkpoint.particle_tensors(owned).values()):
+        return f"particle {particle}: its gradient is not finite; the step is skipped, the particle is as before it"
+    found, _ = checkpoint.newest_valid(directory.checkpoints, state.config)
+    checkpoint.restore_particle(state, owned, found)
+    return f"particle {particle}: it is not finite; it is restored from {found.path.name if found else 'its start'}"
+
+
+def events_of_all_ranks(state: TrainingState, events: list[str]) -> list[str]:
+    """Return the events of all ranks, each once (collective)."""
+    return list(dict.fromkeys(line for rows in state.collectives.gather_json(events) for line in rows))
+
+
+def figures_of_all_ranks(state: TrainingState, report: Report, seconds: float) -> dict[str, float]:
     """Return the mean of each figure over the ranks that have it (collective)."""
-    rows = state.collectives.gather_json({k: v if v == v and abs(v) != float("inf") else None for k, v in figures.items()})
+    figures = report.means() | {"seconds/update": seconds, "communication/sent_mib": state.collectives.take_sent_bytes() / 2**20}
+    rows = state.collectives.gather_json({k: v if math.isfinite(v) else None for k, v in figures.items()})
     names = dict.fromkeys(name for row in rows for name in row)
     values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
     return {name: sum(v) / len(v) if v else float("nan") for name, v in values.items()}
@@ -102,12 +128,17 @@ def mean_over_ranks(state: TrainingState, figures: dict[str, float]) -> dict[str
 @torch.no_grad()
 def write_preview(state: TrainingState, directory: RunDirectory, done: int) -> None:
     """Write a grid to renders/: a row for each particle of this rank's shard, six azimuths each; one file a shard."""
-    if state.layout.view != 0 or not state.particles:
+    if state.layout.view_rank != 0:
         return
     camera, ones = state.config.camera, torch.ones(len(PREVIEW_AZIMUTHS_DEG))
     distance, fov = sum(camera.distance) / 2, sum(camera.fov_deg) / 2
     cameras = look_at_origin(torch.tensor(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG * ones, distance * ones, fov * ones)
     cameras = cameras.to(state.prior.device)
-    rows = [particle.theta.render(cameras, state.config.render_size).image.cpu() for particle in state.particles]
+    rows = []
+    for particle in state.particles:
+        state.residence.fetch([particle])
+        rows.append(particle.theta.render(cameras, state.config.render_size).image.cpu())
+        state.residence.release([particle])
+    state.residence.settle()
     first, last = state.particles[0].id, state.particles[-1].id
     write_png(enlarge(tile(rows), 2), directory.path / "renders" / f"update_{done:08d}_particles_{first:04d}-{last:04d}.png")

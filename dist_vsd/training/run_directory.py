@@ -9,13 +9,10 @@ import re
 from pathlib import Path
 from typing import IO, Any
 
-from dist_vsd.config import RunConfig, differences, flag, read_yaml, to_mapping, to_yaml
+from dist_vsd.config import FREE_ON_RESUME, RunConfig, differences, flag, read_yaml, to_mapping, to_yaml
 
 CONFIG_FILE, LOCK_FILE = "config.yaml", ".lock"
 LEFT_BY_A_CRASH = (LOCK_FILE, "config.tmp")  # of a process that ended between making the folder and its configuration
-# Fields that a resumed run may change: they don't touch the trajectory of theta and phi.
-FREE_ON_RESUME = {"resume", "run_dir", "prompt_file", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every"}
-
 
 class RunDirectory:
     """The folder of one run.

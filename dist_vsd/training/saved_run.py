@@ -12,7 +12,7 @@ from dist_vsd.particles.particle import Particle
 from dist_vsd.serialization import read_tensors
 from dist_vsd.training.checkpoint import load_theta, newest_valid
 from dist_vsd.training.run_directory import RunDirectory
-from dist_vsd.training.state import build_particle
+from dist_vsd.training.owned_particle import build_particle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device |
     if saved is None:
         raise ValueError(f"{path} holds no run (config.yaml is missing): give the directory that `dist-vsd train` made")
     config = merge(RunConfig(), saved, str(path / "config.yaml"))
-    found, notes = newest_valid(path / "checkpoints")
+    found, notes = newest_valid(path / "checkpoints", config)
     if found is None:
         reason = "; ".join(notes) or "none was saved yet"
         raise ValueError(f"{path} has no valid checkpoint ({reason}): let the run go on, or resume it")

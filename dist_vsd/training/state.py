@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from torch import Tensor
 
 from dist_vsd.cameras import VIEW_WORDS
@@ -12,29 +14,16 @@ from dist_vsd.config import RunConfig
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
-from dist_vsd.particles.image import ImageParticle
-from dist_vsd.particles.particle import Particle
-from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.priors.prior import TextEmbeddings
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.training.owned_particle import OwnedParticle, build_particle
+from dist_vsd.training.phi import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
+from dist_vsd.training.residence import Offloaded, OnDevice, Residence
 
-ADAM_BETAS, ADAM_EPS = (0.9, 0.99), 1e-15  # of theta, as in both public implementations (VSD of hash grids)
-
-
-@dataclasses.dataclass(frozen=True)
-class OwnedParticle:
-    """One particle of this rank.
-
-    Attributes:
-        id: counted over the whole run.
-        theta: the particle.
-        optimizer: Adam over theta.
-    """
-
-    id: int
-    theta: Particle
-    optimizer: torch.optim.Optimizer
+# In fp16 the gradient of a mean over 16,384 coordinates falls below the smallest number on its way through the UNet.
+FP16_LOSS_SCALE = 2.0**13
+DTYPES = {"": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +54,8 @@ class TrainingState:
         prior: the frozen model.
         prompt: embedded.
         particles: this rank's, in the order of their ids.
-        score: eps_phi, or None for an objective that needs none.
-        phi_optimizer: AdamW over phi, or None.
+        residence: where the particles are between their turns.
+        phi: eps_phi with its optimiser, or None for an objective that needs none.
     """
 
     config: RunConfig
@@ -75,44 +64,51 @@ class TrainingState:
     prior: StableDiffusionPrior
     prompt: Prompt
     particles: list[OwnedParticle]
-    score: LoraScore | None
-    phi_optimizer: torch.optim.Optimizer | None
+    residence: Residence
+    phi: PhiTrainer | None
 
 
-def build_particle(config: RunConfig, particle: int, device: torch.device) -> OwnedParticle:
-    """Make one particle at its start, drawn by its id."""
-    generator = keyed_generator(config.seed, "initialize_theta", particle=particle)
-    kinds = {"radiance_field": (RadianceField, config.field), "image": (ImageParticle, config.image)}
-    kind, kind_config = kinds[config.representation]
-    theta = kind(kind_config, generator).to(device)
-    optimizer = torch.optim.Adam(theta.parameter_groups(), betas=ADAM_BETAS, eps=ADAM_EPS, foreach=True)
-    return OwnedParticle(particle, theta, optimizer)
-
-
-def build_state(config: RunConfig, layout: Layout, device: torch.device) -> TrainingState:
-    """Make a run's state at update 0 on this rank.
+def build_state(config: RunConfig, layout: Layout, device: torch.device, accelerator: Accelerator | None = None) -> TrainingState:
+    """Make a run's state at update 0 on this rank (collective).
 
     Args:
         config: of the run.
         layout: of its particles, as this rank sees it.
         device: of this rank.
+        accelerator: of this process; None on one process alone.
 
     Raises:
         ValueError: the prior can't be used, or it does not know the prompt's words.
     """
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[config.precision]
-    prior = StableDiffusionPrior.load(config.prior, device, dtype)
+    prior = StableDiffusionPrior.load(config.prior, device, DTYPES[config.precision])
     rows = prior.embed([f"{config.prompt}, {words}" for words in VIEW_WORDS] + [config.prompt], config.negative_prompt)
     prompt = Prompt(rows[: len(VIEW_WORDS)], rows[len(VIEW_WORDS) :])
-    particles = [build_particle(config, particle, device) for particle in layout.particles]
-    score = optimizer = None
-    if config.objective == "vsd":
-        generator = keyed_generator(config.seed, "initialize_phi")
-        score = LoraScore(prior.unet, prior.schedule, config.score, generator)
-        optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
-    return TrainingState(config, layout, Collectives(layout), prior, prompt, particles, score, optimizer)
+    collectives = Collectives(layout)
+    offload = config.particles.offload
+    particles = [build_particle(config, particle, torch.device("cpu") if offload else device) for particle in layout.particles]
+    residence = Offloaded(particles, device) if offload else OnDevice()
+    phi = build_phi(config, prior, collectives, accelerator) if config.objective == "vsd" else None
+    return TrainingState(config, layout, collectives, prior, prompt, particles, residence, phi)
+
+
+def build_phi(
+    config: RunConfig, prior: StableDiffusionPrior, collectives: Collectives, accelerator: Accelerator | None
+) -> PhiTrainer:
+    """Make eps_phi and the trainer that suits the launch: ZeRO, DDP, our own sum in order, or one process."""
+    score = LoraScore(prior.unet, prior.schedule, config.score, keyed_generator(config.seed, "initialize_phi"))
+    optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
+    loss_scale = FP16_LOSS_SCALE if config.precision == "fp16" else 1.0
+    if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
+        from dist_vsd.training.deepspeed_phi import DeepSpeedPhi
+
+        return DeepSpeedPhi(score, optimizer, collectives, accelerator)
+    if config.deterministic:
+        return OrderedPhi(score, optimizer, collectives, loss_scale)
+    if accelerator is not None and accelerator.num_processes > 1:
+        return DataParallelPhi(score, optimizer, collectives, loss_scale, accelerator)
+    return PlainPhi(score, optimizer, collectives, loss_scale)
 
 
 def phi_tensors(state: TrainingState) -> dict[str, Tensor]:
-    """Return phi's parameters by name; empty without phi."""
-    return dict(state.score.phi()) if state.score is not None else {}
+    """Return phi's parameters by name; empty without phi (collective under ZeRO 3)."""
+    return state.phi.tensors() if state.phi is not None else {}

@@ -11,146 +11,177 @@ all of them, on all ranks, as one batch. Each random draw is keyed by (seed, par
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import itertools
 import math
-import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import Cameras, look_at_origin, view_words
-from dist_vsd.config import CameraConfig
 from dist_vsd.diffusion.schedule import add_noise
-from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at, timestep_weight
-from dist_vsd.distributed.random import Purpose, keyed_generator
+from dist_vsd.diffusion.timesteps import timestep_weight
+from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.sds import sds_gradient
 from dist_vsd.objectives.vsd import phi_loss, vsd_gradient
 from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain
 from dist_vsd.score.score import Score
-from dist_vsd.training.state import OwnedParticle, TrainingState
+from dist_vsd.training.draws import Shot, draw_cameras, draw_kept_poses, draw_noise, draw_phi_t, draw_t, key, words_of
+from dist_vsd.training.owned_particle import OwnedParticle
+from dist_vsd.training.phi import PhiTrainer
+from dist_vsd.training.state import TrainingState
+from dist_vsd.training.stopwatch import Stopwatch
 
 # Colours settle last: rates that fall from the start leave a duck without its orange beak.
 DECAY_BEGINS = 0.6
-# In fp16 the gradient of a mean over 16,384 coordinates falls below the smallest number on its way through the UNet.
-PHI_LOSS_SCALE = {"fp32": 1.0, "bf16": 1.0, "fp16": 2.0**13}
 
 
 @dataclasses.dataclass(frozen=True)
-class Views:
-    """The renders of one update on this rank, as phi learns from them.
+class Renders:
+    """Encoded renders of one update on this rank, as phi learns from them.
 
     Attributes:
-        particles: B particle ids.
-        x_0: (B, ...) encoded renders, detached.
+        shots: B renders.
+        x_0: (B, ...) encoded, detached; zeros where a render was not finite.
         c2w: (B, 4, 4) poses.
+        weight: (B,) 1, or 0 where a render was not finite.
     """
 
-    particles: list[int]
+    shots: list[Shot]
     x_0: Tensor
     c2w: Tensor
+    weight: Tensor
 
 
-class Stopwatch:
-    """Seconds by stage of an update; on a GPU each reading is a CPU-GPU sync, so it reads only when it is asked to."""
+@dataclasses.dataclass
+class Report:
+    """What one rank tells about one update.
 
-    def __init__(self, device: torch.device, synchronize: bool) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._synchronize = synchronize and device.type == "cuda"
+    Attributes:
+        figures: gradient norms, phi's loss, opacity; each a list over particles, views or steps.
+        seconds: by stage.
+        events: what went wrong and was mended, a line each.
+        bad_particles: ids of particles whose step was skipped because their gradient was not finite.
+    """
 
-    @contextlib.contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Add the time inside the ``with`` to a stage."""
-        begin = self._now()
-        yield
-        self.seconds[name] += self._now() - begin
+    figures: dict[str, list[float]]
+    seconds: dict[str, float]
+    events: list[str]
+    bad_particles: list[int]
 
-    def _now(self) -> float:
-        if self._synchronize:
-            torch.cuda.synchronize()  # CPU-GPU sync
-        return time.perf_counter()
+    def means(self) -> dict[str, float]:
+        """Return the mean of each figure, and the seconds as ``seconds/<stage>``."""
+        means = {name: sum(values) / len(values) for name, values in self.figures.items()}
+        return means | {f"seconds/{name}": value for name, value in self.seconds.items()}
 
 
-def update(state: TrainingState, index: int, measure: bool = False) -> dict[str, float]:
+def update(state: TrainingState, index: int, measure: bool = False) -> Report:
     """Advance every particle of this rank by one Adam step, and phi by its steps (collective).
 
     Args:
         state: changed in place.
         index: of the update, from 0.
         measure: whether to wait for the GPU at the end of each stage, so that the seconds are true.
-
-    Returns:
-        This rank's figures: mean gradient norms, phi's loss over all ranks, seconds by stage.
     """
-    config = state.config
     stopwatch = Stopwatch(state.prior.device, measure)
-    figures: dict[str, list[float]] = defaultdict(list)
-    batch = config.micro_batch_size
-    groups = [state.particles[i : i + batch] for i in range(0, len(state.particles), batch)]
-    views = [update_particles(state, group, index, stopwatch, figures) for group in groups]
-    if state.score is not None:
-        joined = Views([p for v in views for p in v.particles], torch.cat([v.x_0 for v in views]), torch.cat([v.c2w for v in views]))
+    report = Report(defaultdict(list), stopwatch.seconds, [], [])
+    batches = micro_batches(state)
+    gradients: ThetaGradients = {}
+    renders = []
+    for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=[]):
+        state.residence.fetch(owners(state, batch))
+        state.residence.prefetch(owners(state, following))
+        renders.append(push_particles(state, batch, index, stopwatch, report, gradients))
+        finished = [p for p in owners(state, batch) if not any(shot.particle == p.id for shot in following)]
+        with stopwatch.stage("backward"):
+            for particle in finished:
+                step_particle(state, particle, index, report, gradients)
+        state.residence.release(finished)
+    if state.phi is not None:
+        if state.phi.same_forwards:
+            with stopwatch.stage("scores"):
+                join_forwards(state, renders[-1], len(batches), index)
         with stopwatch.stage("phi"):
-            for step in range(config.score.steps_per_update):
-                figures["phi/loss"].append(update_phi(state, joined, index, step))
-    seconds = {f"seconds/{name}": value for name, value in stopwatch.seconds.items()}
-    return {name: sum(values) / len(values) for name, values in figures.items()} | seconds
+            for step in range(state.config.score.steps_per_update):
+                update_phi(state, state.phi, renders, index, step, report)
+    return report
 
 
-def update_particles(
-    state: TrainingState, group: list[OwnedParticle], index: int, stopwatch: Stopwatch, figures: dict[str, list[float]]
-) -> Views:
-    """Advance some particles by one step each, in one batch through the frozen networks.
+# In the deterministic mode: the gradient of each view of each particle by itself.
+ThetaGradients = dict[tuple[int, int], list[Tensor]]
+
+
+def micro_batches(state: TrainingState) -> list[list[Shot]]:
+    """Return this rank's renders of an update, particle after particle, in batches for the frozen networks."""
+    shots = [Shot(particle.id, view) for particle in state.particles for view in state.layout.views]
+    size = 1 if state.config.deterministic else state.config.micro_batch_size
+    return [shots[i : i + size] for i in range(0, len(shots), size)]
+
+
+def owners(state: TrainingState, shots: list[Shot]) -> list[OwnedParticle]:
+    """Return the particles of some renders, each once."""
+    wanted = dict.fromkeys(shot.particle for shot in shots)
+    return [particle for particle in state.particles if particle.id in wanted]
+
+
+def push_particles(
+    state: TrainingState, shots: list[Shot], index: int, stopwatch: Stopwatch, report: Report, gradients: ThetaGradients
+) -> Renders:
+    """Render a micro-batch, ask both scores, and add the gradient to the particles'.
 
     Args:
         state: of the run.
-        group: B particles.
+        shots: B renders.
         index: of the update.
         stopwatch: takes the seconds by stage.
-        figures: takes gradient norms.
+        report: takes norms.
+        gradients: takes the gradients by view in the deterministic mode; otherwise they stay in theta's ``.grad``.
 
     Returns:
         The encoded renders from before the step.
     """
     config, prior, device = state.config, state.prior, state.prior.device
-    ids = [particle.id for particle in group]
+    thetas = {particle.id: particle.theta for particle in owners(state, shots)}
 
-    # A camera and a render of each particle; theta's graph is kept.
+    # A camera and a render of each; theta's graph is kept.
     with stopwatch.stage("render"):
-        cameras = draw_cameras(state, ids, index).to(device, next(group[0].theta.parameters()).dtype)
-        renders = [
-            particle.theta.render(cameras[i : i + 1], config.render_size, key(state, "ray_jitter", particle.id, index))
-            for i, particle in enumerate(group)
+        dtype = next(thetas[shots[0].particle].parameters()).dtype
+        cameras = draw_cameras(config, shots, index).to(device, dtype)
+        images = [
+            thetas[shot.particle].render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
+            for i, shot in enumerate(shots)
         ]
-        image = torch.cat([render.image for render in renders])
-        x_0 = prior.encode(image)
+        x_0 = prior.encode(torch.cat([render.image for render in images]))
 
     # The prior's score and the particles' own, at the same noised render.
     with stopwatch.stage("scores"), torch.no_grad():
         y_c = state.prompt.for_views(words_of(cameras, config.camera))
-        y = state.prompt.plain[[0] * len(ids)].cond
-        t = draw_t(state, ids, index).to(device)
-        eps = draw_noise(state, "noise", ids, index, x_0)
-        gradient = score_gradient(
-            prior, state.score, x_0, t, eps, y_c, y, cameras.c2w, config.guidance_scale, config.timesteps.weighting
-        )
+        y = state.prompt.plain[[0] * len(shots)].cond
+        t = draw_t(config, shots, index, prior.schedule.num_timesteps).to(device)
+        eps = draw_noise(config, "noise", shots, index, x_0)
+        score = state.phi.score if state.phi is not None else None
+        gradient = score_gradient(prior, score, x_0, t, eps, y_c, y, cameras.c2w, config.guidance_scale, config.timesteps.weighting)
 
-    # theta <- Adam. Each particle's gradient is its own; only the ranks that share a particle average it.
+    # The mean over a particle's views, of which the other ranks of the shard may hold some.
     with stopwatch.stage("backward"):
-        for particle in group:
-            particle.optimizer.zero_grad(set_to_none=True)
-        penalty = sum(regularization(state, index, render.regularizers) for render in renders)
+        for shot in shots:
+            if shot.view == state.layout.views[0] or config.deterministic:
+                thetas[shot.particle].zero_grad(set_to_none=True)
+        share = 1.0 / state.layout.num_views
+        penalty = sum(regularization(state, index, render.regularizers) for render in images)
         if isinstance(penalty, Tensor):
-            torch.autograd.backward([x_0, penalty], [gradient, None])
+            torch.autograd.backward([x_0, penalty * share], [gradient * share, None])
         else:
-            torch.autograd.backward(x_0, gradient)
-        for particle in group:
-            step_particle(state, particle, index, figures)
-    figures["theta/score_gradient_norm"].append(float(gradient.norm()))
-    figures["theta/opacity"].append(float(torch.stack([r.opacity.mean() for r in renders]).mean().detach()))
-    return Views(ids, x_0.detach(), cameras.c2w)
+            torch.autograd.backward(x_0, gradient * share)
+        if config.deterministic:
+            (shot,) = shots
+            gradients[shot.particle, shot.view] = gradients_of(state, shot.particle)
+    report.figures["theta/score_gradient_norm"].append(float(gradient.norm()))  # CPU-GPU sync
+    report.figures["theta/opacity"].append(float(torch.stack([r.opacity.mean() for r in images]).mean().detach()))
+    finite = x_0.detach().isfinite().flatten(1).all(1)
+    kept = x_0.detach().where(finite.view(-1, *[1] * (x_0.ndim - 1)), torch.zeros_like(x_0))
+    return Renders(shots, kept, cameras.c2w, finite.to(x_0))
 
 
 def score_gradient(
@@ -192,14 +223,51 @@ def score_gradient(
     return vsd_gradient(eps_prior, score(x_t, t, y, c2w), w_t)
 
 
-def step_particle(state: TrainingState, particle: OwnedParticle, index: int, figures: dict[str, list[float]]) -> None:
-    """Take Adam's step of one particle (collective over its view axis); a non-finite gradient skips the step."""
-    gradients = [p.grad for group in particle.optimizer.param_groups for p in group["params"] if p.grad is not None]
-    state.collectives.mean_over_views(gradients)
-    norm = float(torch.nn.utils.get_total_norm(gradients))  # CPU-GPU sync
-    figures["theta/gradient_norm"].append(norm)
+def gradients_of(state: TrainingState, particle: int) -> list[Tensor]:
+    """Return the gradients of a particle's parameters, in the order of its optimiser; zeros where none flowed."""
+    owned = next(p for p in state.particles if p.id == particle)
+    parameters = [p for group in owned.optimizer.param_groups for p in group["params"]]
+    return [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
+
+
+@torch.no_grad()
+def join_forwards(state: TrainingState, renders: Renders, num_done: int, index: int) -> None:
+    """Take part in the other ranks' passes through a sharded UNet when this rank has fewer micro-batches (ZeRO 3)."""
+    config, prior = state.config, state.prior
+    assert state.phi is not None
+    t = draw_t(config, renders.shots, index, prior.schedule.num_timesteps).to(prior.device)
+    texts = state.prompt.plain[[0] * len(renders.shots)]
+    for _ in range(num_done, math.ceil(state.layout.max_renders / config.micro_batch_size)):
+        score_gradient(
+            prior,
+            state.phi.score,
+            renders.x_0,
+            t,
+            renders.x_0,
+            texts,
+            texts.cond,
+            renders.c2w,
+            config.guidance_scale,
+            config.timesteps.weighting,
+        )
+
+
+def step_particle(state: TrainingState, particle: OwnedParticle, index: int, report: Report, gradients: ThetaGradients) -> None:
+    """Take Adam's step of one particle (collective over its view axis); a gradient that is not finite skips the step."""
+    parameters = [p for group in particle.optimizer.param_groups for p in group["params"]]
+    if state.config.deterministic:
+        order = [(particle.id, view) for view in range(state.layout.num_views)]
+        total = state.collectives.sum_in_order({row: gradients.pop(row) for row in order if row in gradients}, order, "views")
+    else:
+        total = gradients_of(state, particle.id)
+        state.collectives.sum_over_views(total)
+    for parameter, gradient in zip(parameters, total, strict=True):
+        parameter.grad = gradient
+    norm = float(torch.nn.utils.get_total_norm(total))  # CPU-GPU sync
+    report.figures["theta/gradient_norm"].append(norm)
+    report.figures["theta/skipped"].append(0.0 if math.isfinite(norm) else 1.0)
     if not math.isfinite(norm):
-        figures["theta/skipped"].append(1.0)
+        report.bad_particles.append(particle.id)
         return
     decay = learning_rate_factor(index / state.config.num_updates, state.config.final_lr_fraction)
     for group, start in zip(particle.optimizer.param_groups, particle.theta.parameter_groups(), strict=True):
@@ -214,99 +282,54 @@ def learning_rate_factor(progress: float, final_fraction: float) -> float:
     return 1.0 - (1.0 - final_fraction) * decayed
 
 
-def update_phi(state: TrainingState, views: Views, index: int, step: int) -> float:
+def update_phi(state: TrainingState, phi: PhiTrainer, batches: list[Renders], index: int, step: int, report: Report) -> None:
     """Take one AdamW step of phi on the renders of all particles of all ranks (collective).
 
     Each render's loss is divided by the global number of renders before backward, so that the sum over ranks is the mean
-    whatever each rank's share. A non-finite gradient is seen by all ranks after the sum, and all skip the step.
+    whatever each rank's share. A gradient that is not finite is seen by all ranks after the sum, and all skip the step.
 
     Args:
         state: of the run.
-        views: this rank's renders.
+        phi: with its optimiser.
+        batches: this rank's renders, by micro-batch.
         index: of the update.
         step: of phi within the update.
-
-    Returns:
-        The mean denoising loss over all renders of all ranks.
+        report: takes phi's loss (its mean over ranks is the mean denoising loss over all renders), and a skipped step.
     """
-    config, prior, score = state.config, state.prior, state.score
-    assert score is not None
-    assert state.phi_optimizer is not None
-    global_count = config.num_particles * state.layout.num_views
-    parameters = list(score.phi().values())
+    config, layout = state.config, state.layout
+    num_batches = math.ceil(layout.max_renders / config.micro_batch_size) if phi.same_batches else len(batches)
+    total: Tensor | float = 0.0
+    for number in range(num_batches):
+        is_padding = number >= len(batches)  # a rank with fewer batches joins in the others' passes with a weight of zero
+        batch = batches[min(number, len(batches) - 1)]
+        weight = batch.weight * 0.0 if is_padding else batch.weight
+        loss_of = phi_loss_of(state, batch, weight, index, step)
+        renders = [(shot.particle, shot.view) for shot in batch.shots]
+        total = total + phi.accumulate(loss_of, renders, number == num_batches - 1)
     warmup = min(1.0, (index + 1) / max(1, config.score.num_warmup_updates))
-    for group in state.phi_optimizer.param_groups:
-        group["lr"] = config.score.lr * warmup
-
-    x_0, device = views.x_0, views.x_0.device
-    generators = [key(state, "phi_timestep", p, index, step) for p in views.particles]
-    t = torch.cat([draw_timesteps(torch.rand(1, generator=g), 0.0, 1.0, prior.schedule.num_timesteps) for g in generators]).to(device)
-    eps = draw_noise(state, "phi_noise", views.particles, index, x_0, step)
-    keep = [torch.rand(1, generator=key(state, "pose_dropout", p, index, step)) >= config.score.pose_dropout for p in views.particles]
-    c2w = views.c2w * torch.cat(keep).to(device)[:, None, None]
-
-    state.phi_optimizer.zero_grad(set_to_none=True)
-    total, scale = 0.0, PHI_LOSS_SCALE[config.precision]
-    for start in range(0, len(views.particles), config.micro_batch_size):
-        rows = slice(start, start + config.micro_batch_size)
-        alpha_t, sigma_t = prior.schedule.alpha_sigma(t[rows], x_0)
-        x_t = add_noise(x_0[rows], eps[rows], alpha_t, sigma_t)
-        y = state.prompt.plain[[0] * len(x_t)].cond
-        loss = phi_loss(score(x_t, t[rows], y, c2w[rows]), eps[rows]).sum() / global_count
-        (loss * scale).backward()
-        total += float(loss.detach())
-    for parameter in parameters:
-        parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / scale
-    loss_sum = torch.tensor([total], device=device)
-    state.collectives.sum_over_ranks([*(p.grad for p in parameters), loss_sum])
-    if all(bool(g.isfinite().all()) for g in (p.grad for p in parameters)):
-        state.phi_optimizer.step()
-    return float(loss_sum)
+    # This rank's share of the global mean, so that the mean over ranks is it.
+    report.figures["phi/loss"].append(float(total) * layout.world_size)  # CPU-GPU sync
+    if not phi.step(config.score.lr * warmup):
+        cause = "" if math.isfinite(float(total)) else " (this rank's loss is not finite)"
+        report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}")
 
 
-def key(state: TrainingState, purpose: Purpose, particle: int, index: int, step: int = 0) -> torch.Generator:
-    """Return the generator of one draw of this rank's view of a particle."""
-    return keyed_generator(state.config.seed, purpose, particle=particle, view=state.layout.view, update=index, step=step)
+def phi_loss_of(
+    state: TrainingState, batch: Renders, weight: Tensor, index: int, step: int
+) -> Callable[[Callable[..., Tensor]], Tensor]:
+    """Return the summed, weighted denoising loss of a micro-batch / global count, as a function of eps_phi."""
+    config, prior, x_0 = state.config, state.prior, batch.x_0
+    t = draw_phi_t(config, batch.shots, index, step, prior.schedule.num_timesteps).to(x_0.device)
+    eps = draw_noise(config, "phi_noise", batch.shots, index, x_0, step)
+    c2w = batch.c2w * draw_kept_poses(config, batch.shots, index, step).to(x_0.device)[:, None, None]
+    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
+    x_t = add_noise(x_0, eps, alpha_t, sigma_t)
+    y = state.prompt.plain[[0] * len(x_t)].cond
 
+    def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
+        return (weight * phi_loss(eps_phi(x_t, t, y, c2w), eps)).sum() / state.layout.num_renders
 
-def draw_cameras(state: TrainingState, ids: list[int], index: int) -> Cameras:
-    """Draw one camera for each particle (ProlificDreamer, appendix: uniform in azimuth, elevation, distance and fov)."""
-    camera, batches = state.config.camera, []
-    for particle in ids:
-        generator = key(state, "camera", particle, index)
-        azimuth = draw_from((-180.0, 180.0), generator)
-        high = bool(torch.rand(1, generator=generator) < camera.high_elevation_share)
-        elevation = draw_from(camera.high_elevation_deg if high else camera.elevation_deg, generator)
-        distance, fov = draw_from(camera.distance, generator), draw_from(camera.fov_deg, generator)
-        batches.append(look_at_origin(azimuth, elevation, distance, fov))
-    return Cameras.cat(batches)
-
-
-def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tensor:
-    """Draw (1,) from an interval, uniformly; fp64, so that poses are exact before they are rounded to theta's precision."""
-    low, high = interval
-    return low + (high - low) * torch.rand(1, generator=generator).double()
-
-
-def words_of(cameras: Cameras, config: CameraConfig) -> list[str]:
-    """Return the view words of each camera."""
-    poses = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
-    return [view_words(a, e, config.overhead_deg, config.front_deg) for a, e in poses]
-
-
-def draw_t(state: TrainingState, ids: list[int], index: int) -> Tensor:
-    """Draw each particle's t from the range of this update; (B,) int64."""
-    timesteps = state.config.timesteps
-    high = max_fraction_at(timesteps, index / state.config.num_updates)
-    u = torch.cat([torch.rand(1, generator=key(state, "timestep", particle, index)) for particle in ids])
-    return draw_timesteps(u, timesteps.min_fraction, high, state.prior.schedule.num_timesteps)
-
-
-def draw_noise(state: TrainingState, purpose: Purpose, ids: list[int], index: int, like: Tensor, step: int = 0) -> Tensor:
-    """Draw standard normal noise for each particle, shaped, placed and typed like ``like``."""
-    shape = like.shape[1:]
-    rows = [torch.randn(shape, generator=key(state, purpose, particle, index, step)) for particle in ids]
-    return torch.stack(rows).to(like)
+    return loss_of
 
 
 def regularization(state: TrainingState, index: int, regularizers: dict[str, Tensor]) -> Tensor | float:

@@ -1,0 +1,1 @@
+"""What more ranks bring: measured (measure.py) and foretold (cost_model.py)."""

@@ -1,0 +1,232 @@
+"""Where the seconds of a stage come from: a bench file, a run directory, or counted work. Nothing in a file is trusted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import statistics
+from pathlib import Path
+from typing import Any
+
+from dist_vsd.config import read_yaml
+from dist_vsd.distributed.layout import Layout
+from dist_vsd.scaling.cost_model import NUMBER_BYTES, STATE_NUMBERS, Sizes, StageSeconds
+
+STAGES = ("render", "scores", "backward", "phi")  # as training/update.py has them
+MAKE_ONE = "make one with `dist-vsd bench scaling`, or give a run directory of `dist-vsd train`"
+LARGEST, MOST_RANKS = 10**15, 10**6  # no real file says more
+SHORTEST_SECONDS = 1e-9
+MIB = 2**20
+
+# Stable Diffusion 2.1 at 512 px, batch 1, counted on meta tensors; GFLOP, a multiplication with its addition is 2.
+UNET_FORWARD, UNET_LORA_FORWARD_BACKWARD = 804.0, 1715.0
+ENCODER_FORWARD, ENCODER_FORWARD_BACKWARD = 1117.0, 2268.0
+UNET_NUMBERS, VAE_NUMBERS = 865_910_724, 83_653_863
+LORA_NUMBERS, CAMERA_NUMBERS = 829_952, 1_661_440  # rank 4; 16 -> 1280 -> 1280
+HASH_FIELD_NUMBERS = 12_200_337  # of the preset stable-diffusion
+FROZEN_BYTES = 2  # bf16
+# SD's UNet with guidance at 54 iterations a second, as published for an H100 without compilation: 54 x 2 x 804 GFLOP.
+H100_TFLOPS = 87.0
+# thu-ml publishes 9 hours on an RTX 4090 for 70,000 updates of its three stages: 460 ms each, of which the networks leave some 360.
+ASSUMED_RENDER_MS = 120.0
+
+
+@dataclasses.dataclass(frozen=True)
+class StageTimes:
+    """Seconds of one render by stage, what a rank holds, and where both are from.
+
+    Attributes:
+        stages: of one render.
+        sizes: of theta, phi and the frozen networks.
+        source: one line for the reader.
+    """
+
+    stages: StageSeconds
+    sizes: Sizes
+    source: str
+
+
+def counted(gpu_tflops: float, render_ms: float) -> StageTimes:
+    """Return Stable Diffusion 2.1's stage times by counted work.
+
+    Args:
+        gpu_tflops: sustained.
+        render_ms: of g(theta, c) alone, without gradient; its backward pass is taken to be twice that, as of a matrix product.
+    """
+    second = 1e-3 / gpu_tflops  # of a GFLOP
+    field = render_ms * 1e-3
+    stages = StageSeconds(
+        render=field + ENCODER_FORWARD * second,
+        scores=3 * UNET_FORWARD * second,  # eps_pretrain with guidance is two passes, eps_phi one
+        backward=2 * field + (ENCODER_FORWARD_BACKWARD - ENCODER_FORWARD) * second,
+        phi=UNET_LORA_FORWARD_BACKWARD * second,
+    )
+    prior_bytes = FROZEN_BYTES * (UNET_NUMBERS + VAE_NUMBERS)
+    sizes = Sizes(HASH_FIELD_NUMBERS, LORA_NUMBERS + CAMERA_NUMBERS, prior_bytes, None)
+    source = (
+        f"counted, not measured: GFLOP of Stable Diffusion 2.1 at 512 px, at {gpu_tflops:g} TFLOP/s sustained; "
+        f"{render_ms:g} ms a render and twice that for its gradient are an assumption"
+    )
+    return StageTimes(stages, sizes, source)
+
+
+def read_measured(path: Path, renders_of_a_rank: float) -> StageTimes:
+    """Read stage times from a file of `dist-vsd bench scaling`, or from a run directory.
+
+    Args:
+        path: of the file or the directory.
+        renders_of_a_rank: that are planned; of several rows on one rank, the nearest one is taken.
+
+    Raises:
+        ValueError: the file is missing, or is not what it should be.
+    """
+    try:
+        if path.is_dir():
+            return _of_run(path)
+        if not path.is_file():
+            raise ValueError(f"measurement {path} does not exist: {MAKE_ONE}")
+        content = _json(path.read_text(), path)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"measurement {path} can't be read ({type(error).__name__}): {MAKE_ONE}") from error
+    rows = content.get("rows") if isinstance(content, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise ValueError(f"measurement {path} must hold a list of rows: {MAKE_ONE}")
+    # Of independent runs at the same time (num_runs), none had the machine to itself.
+    alone = [row for row in rows if row.get("num_ranks") == 1 and row["num_ranks"] is not True and row.get("num_runs", 1) == 1]
+    if not alone:
+        raise ValueError(f"measurement {path} needs a row with num_ranks 1, its {len(rows)} row(s) have none: {MAKE_ONE}")
+    renders = [_count(row, "num_particles", path) * _count(row, "num_views", path, 1) for row in alone]
+    chosen = min(range(len(alone)), key=lambda i: abs(renders[i] - renders_of_a_rank))
+    machine = content.get("machine")
+    where = f" on {' '.join(machine.split())[:80]}" if isinstance(machine, str) and machine.split() else ""
+    return _of_row(alone[chosen], renders[chosen], path, where)
+
+
+def _of_row(row: dict[str, Any], renders: int, path: Path, where: str) -> StageTimes:
+    """Return the stage times of a bench file's row on one rank."""
+    seconds, steps = row.get("stages"), _count(row, "steps_per_update", path, 1)
+    if not isinstance(seconds, dict):
+        raise ValueError(f"measurement {path}: stages must hold seconds by stage, got {_short(seconds)}: {MAKE_ONE}")
+    each = {name: _number(seconds, name, path) / renders for name in STAGES}
+    other = max(0.0, _number(row, "seconds_per_update", path) / renders - sum(each.values()))
+    stages = StageSeconds(each["render"], each["scores"], each["backward"], each["phi"] / steps, other)
+    if sum(each.values()) < SHORTEST_SECONDS:
+        raise ValueError(f"measurement {path}: the stages must take some time, they add up to {sum(each.values())} s: {MAKE_ONE}")
+    theta, phi = _count(row, "theta_numbers", path), _count(row, "phi_numbers", path, least=0)
+    prior = _number(row, "prior_bytes", path) if row.get("prior_bytes") is not None else None
+    render_bytes = None
+    if prior is not None and row.get("peak_memory_mib") is not None:
+        held = prior + STATE_NUMBERS * NUMBER_BYTES * (theta * _count(row, "num_particles", path) + phi)
+        rest = _number(row, "peak_memory_mib", path) * MIB - held
+        together = min(renders, _count(row, "micro_batch_size", path, renders))
+        render_bytes = rest / together if rest > 0 else None
+    source = f"measured{where}: {renders} render(s) an update on one rank, {path}"
+    return StageTimes(stages, Sizes(theta, phi, prior, render_bytes), source)
+
+
+def _of_run(path: Path) -> StageTimes:
+    """Return the stage times of a run: the medians of metrics.jsonl, over the renders that an average rank has."""
+    config_file, metrics_file = path / "config.yaml", path / "metrics.jsonl"
+    if not config_file.is_file() or not metrics_file.is_file():
+        raise ValueError(f"measurement {path} is a folder without config.yaml and metrics.jsonl: {MAKE_ONE}")
+    config = read_yaml(config_file)
+    score = config.get("score") if isinstance(config.get("score"), dict) else {}
+    world_size, checkpoint = _newest_checkpoint(path)
+    # Runs made before a particle could have several views lack the key; one view a rank is what they did.
+    views, shards = (_count(config, name, config_file, 0, least=0) for name in ("num_views", "num_shards"))
+    num_particles = _count(config, "num_particles", config_file)
+    try:
+        views = views or Layout.of(num_particles, world_size, num_shards=shards).num_views
+    except ValueError as error:
+        raise ValueError(f"measurement {path}: {error}") from error
+    renders = num_particles * views / world_size
+    rows = [row for row in map(_json_or_none, metrics_file.read_text(errors="replace").splitlines()) if _has_stages(row)]
+    rows = rows[1:] if len(rows) > 2 else rows  # the first one warms up
+    if not rows:
+        raise ValueError(f"measurement {path}: metrics.jsonl has no line with the seconds of an update: let the run log one")
+    median = {name: statistics.median(float(row.get(f"seconds/{name}", 0.0)) for row in rows) / renders for name in (*STAGES, "update")}
+    steps = _count(score, "steps_per_update", config_file, 1)
+    other = max(0.0, median["update"] - sum(median[name] for name in STAGES))
+    stages = StageSeconds(median["render"], median["scores"], median["backward"], median["phi"] / steps, other)
+    source = f"measured: medians of {len(rows)} updates of {path}, {renders:g} render(s) an update on each of {world_size} rank(s)"
+    if world_size > 1:
+        source += "; its phi seconds contain reductions and waiting, so plan from a run on one rank if you can"
+    theta, phi = _trained_numbers(checkpoint)
+    return StageTimes(stages, Sizes(theta, phi, None, None), source)
+
+
+def _newest_checkpoint(path: Path) -> tuple[int, Path]:
+    """Return (world size, folder) of the newest checkpoint that has a manifest."""
+    for folder in sorted((path / "checkpoints").glob("update_*"), reverse=True):
+        file = folder / "manifest.json"
+        manifest = _json_or_none(file.read_text(errors="replace")) if file.is_file() else None
+        if isinstance(manifest, dict):
+            return _count(manifest, "world_size", file, most=MOST_RANKS), folder
+    raise ValueError(f"measurement {path} has no checkpoint, which says on how many ranks it ran: let the run save one")
+
+
+def _trained_numbers(checkpoint: Path) -> tuple[int, int]:
+    """Return (theta's numbers of one particle, phi's) by the shapes in a checkpoint; Adam has moments of what is trained alone."""
+    particles = sorted((checkpoint / "particles").glob("*.safetensors"))
+    theta = sum(n for name, n in _shapes(particles[0]).items() if name.endswith("/exp_avg")) if particles else 0
+    if not theta:
+        raise ValueError(f"measurement {checkpoint} holds no particle with Adam's moments: take another run")
+    phi_file = checkpoint / "phi.safetensors"
+    return theta, sum(_shapes(phi_file).values()) if phi_file.is_file() else 0
+
+
+def _shapes(file: Path) -> dict[str, int]:
+    """Return the number of elements of each tensor of a safetensors file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "numpy") as opened:
+            return {name: math.prod(opened.get_slice(name).get_shape()) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"measurement {file} can't be read as safetensors ({type(error).__name__}): take another run") from error
+
+
+def _has_stages(row: Any) -> bool:
+    """Say whether a line of metrics.jsonl holds usable seconds; SDS has none for phi."""
+    if not isinstance(row, dict):
+        return False
+    values = [row.get(f"seconds/{name}", 0.0 if name == "phi" else None) for name in (*STAGES, "update")]
+    return all(map(_is_number, values)) and sum(values) >= SHORTEST_SECONDS
+
+
+def _json(text: str, path: Path) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"measurement {path} is not JSON ({' '.join(str(error).split())[:80]}): {MAKE_ONE}") from error
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= LARGEST  # NaN compares as false
+
+
+def _number(row: dict[str, Any], name: str, path: Path) -> float:
+    value = row.get(name)
+    if not _is_number(value):
+        raise ValueError(f"measurement {path}: {name} must be a number from 0 on, got {_short(value)}: {MAKE_ONE}")
+    return float(value)
+
+
+def _count(row: dict[str, Any], name: str, path: Path, default: int | None = None, least: int = 1, most: int = LARGEST) -> int:
+    value = row.get(name, default)
+    if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+        raise ValueError(f"measurement {path}: {name} must be a count of {least} to {most:.0e}, got {_short(value)}: {MAKE_ONE}")
+    return value
+
+
+def _short(value: Any) -> str:
+    text = f"a {type(value).__name__}" if isinstance(value, (dict, list)) else repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."

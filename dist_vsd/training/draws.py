@@ -1,0 +1,81 @@
+"""The random draws of an update: cameras, timesteps and noise, each keyed by what it is for, never by the rank that draws it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from dist_vsd.cameras import Cameras, look_at_origin, view_words
+from dist_vsd.config import CameraConfig, RunConfig
+from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at
+from dist_vsd.distributed.random import Purpose, keyed_generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Shot:
+    """One render of an update, before it is made.
+
+    Attributes:
+        particle: its id.
+        view: index of the view among those of the particle.
+    """
+
+    particle: int
+    view: int
+
+
+def key(config: RunConfig, purpose: Purpose, shot: Shot, index: int, step: int = 0) -> torch.Generator:
+    """Return the generator of one draw of a render."""
+    return keyed_generator(config.seed, purpose, particle=shot.particle, view=shot.view, update=index, step=step)
+
+
+def draw_cameras(config: RunConfig, shots: list[Shot], index: int) -> Cameras:
+    """Draw one camera for each render (ProlificDreamer, appendix: uniform in azimuth, elevation, distance and fov)."""
+    camera, batches = config.camera, []
+    for shot in shots:
+        generator = key(config, "camera", shot, index)
+        azimuth = draw_from((-180.0, 180.0), generator)
+        high = bool(torch.rand(1, generator=generator) < camera.high_elevation_share)
+        elevation = draw_from(camera.high_elevation_deg if high else camera.elevation_deg, generator)
+        distance, fov = draw_from(camera.distance, generator), draw_from(camera.fov_deg, generator)
+        batches.append(look_at_origin(azimuth, elevation, distance, fov))
+    return Cameras.cat(batches)
+
+
+def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """Draw (1,) from an interval, uniformly; fp64, so that poses are exact before they are rounded to theta's precision."""
+    low, high = interval
+    return low + (high - low) * torch.rand(1, generator=generator).double()
+
+
+def words_of(cameras: Cameras, config: CameraConfig) -> list[str]:
+    """Return the view words of each camera."""
+    poses = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
+    return [view_words(a, e, config.overhead_deg, config.front_deg) for a, e in poses]
+
+
+def draw_t(config: RunConfig, shots: list[Shot], index: int, num_timesteps: int) -> Tensor:
+    """Draw each render's t from the range of this update; (B,) int64."""
+    high = max_fraction_at(config.timesteps, index / config.num_updates)
+    u = torch.cat([torch.rand(1, generator=key(config, "timestep", shot, index)) for shot in shots])
+    return draw_timesteps(u, config.timesteps.min_fraction, high, num_timesteps)
+
+
+def draw_phi_t(config: RunConfig, shots: list[Shot], index: int, step: int, num_timesteps: int) -> Tensor:
+    """Draw t' for phi's step, always from the whole range; (B,) int64."""
+    u = torch.cat([torch.rand(1, generator=key(config, "phi_timestep", shot, index, step)) for shot in shots])
+    return draw_timesteps(u, 0.0, 1.0, num_timesteps)
+
+
+def draw_kept_poses(config: RunConfig, shots: list[Shot], index: int, step: int) -> Tensor:
+    """Draw whether phi sees each render's pose in this step; (B,) bool."""
+    u = [torch.rand(1, generator=key(config, "pose_dropout", shot, index, step)) for shot in shots]
+    return torch.cat(u) >= config.score.pose_dropout
+
+
+def draw_noise(config: RunConfig, purpose: Purpose, shots: list[Shot], index: int, like: Tensor, step: int = 0) -> Tensor:
+    """Draw standard normal noise for each render, shaped, placed and typed like ``like``."""
+    rows = [torch.randn(like.shape[1:], generator=key(config, purpose, shot, index, step)) for shot in shots]
+    return torch.stack(rows).to(like)

@@ -1,0 +1,188 @@
+"""How phi takes a step from the renders of all ranks: by itself, in a fixed order, or through accelerate (DDP).
+
+A trainer is given the loss of one micro-batch after another, each already divided by the global number of renders, and then
+takes one step with the SUM of the gradients over all ranks. training/deepspeed_phi.py holds the one for ZeRO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import AutocastKwargs, DistributedDataParallelKwargs
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dist_vsd.distributed.collectives import Collectives
+from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors
+
+LossOf = Callable[[Callable[..., Tensor]], Tensor]
+Renders = Sequence[tuple[int, int]]  # (particle, view) of each row of a micro-batch
+
+
+class PhiTrainer(Protocol):
+    """What an update and a checkpoint ask of phi and its optimiser, however its gradients travel.
+
+    Attributes:
+        score: eps_phi.
+        same_batches: whether every rank must run the same number of micro-batches.
+        same_forwards: whether that also holds for passes without gradient.
+    """
+
+    score: LoraScore
+    same_batches: bool
+    same_forwards: bool
+
+    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+        """Add the gradient of a micro-batch's summed loss; return the loss, detached.
+
+        Args:
+            loss_of: computes the loss from eps_phi, which it may call once.
+            renders: of the micro-batch.
+            is_last: whether it is the last before step().
+        """
+
+    def step(self, lr: float) -> bool:
+        """Sum the gradients over ranks and take AdamW's step; False if they are not finite and all ranks skip it (collective)."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return phi by name, whole, on every rank (collective under ZeRO 3)."""
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return AdamW's state as ``<name>/exp_avg``, ``<name>/exp_avg_sq`` and ``<name>/step`` (collective under ZeRO)."""
+
+    def load(self, phi: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """Put phi and AdamW's state back (collective under ZeRO)."""
+
+
+class PlainPhi:
+    """phi on one process, or on several with a sum of our own.
+
+    Args:
+        score: eps_phi.
+        optimizer: AdamW over phi.
+        collectives: of the run.
+        loss_scale: the loss is multiplied by it before backward and the gradients divided after: small fp16 gradients survive.
+    """
+
+    same_batches = same_forwards = False
+
+    def __init__(self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, loss_scale: float) -> None:
+        self.score, self.optimizer, self._collectives, self._loss_scale = score, optimizer, collectives, loss_scale
+        self._parameters = list(score.phi().values())
+
+    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+        """See PhiTrainer."""
+        loss = loss_of(self.score)
+        (loss * self._loss_scale).backward()
+        return loss.detach()
+
+    def _reduce(self) -> None:
+        self._collectives.sum_over_ranks([p.grad for p in self._parameters])
+
+    def step(self, lr: float) -> bool:
+        """See PhiTrainer."""
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            parameter.grad /= self._loss_scale
+        self._reduce()
+        # After the sum every rank holds the same gradient, so all decide alike.
+        finite = bool(torch.stack([p.grad.isfinite().all() for p in self._parameters]).all())  # CPU-GPU sync
+        if finite:
+            for group in self.optimizer.param_groups:
+                group["lr"] = lr
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return finite
+
+    def tensors(self) -> dict[str, Tensor]:
+        """See PhiTrainer."""
+        return dict(self.score.phi())
+
+    def _names(self) -> dict[Tensor, str]:
+        return {parameter: name for name, parameter in self.score.phi().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """See PhiTrainer."""
+        return optimizer_tensors(self.optimizer, self._names())
+
+    def load(self, phi: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
+        """See PhiTrainer."""
+        with torch.no_grad():
+            for name, parameter in self.score.phi().items():
+                parameter.copy_(phi[name])
+        load_optimizer_tensors(self.optimizer, self._names(), moments)
+
+
+class OrderedPhi(PlainPhi):
+    """phi in the deterministic mode: each render's gradient by itself, summed in the order of particles and views.
+
+    Args:
+        score, optimizer, collectives, loss_scale: see PlainPhi.
+    """
+
+    def __init__(self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, loss_scale: float) -> None:
+        super().__init__(score, optimizer, collectives, loss_scale)
+        self._rows: dict[tuple[int, int], list[Tensor]] = {}
+
+    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+        """See PhiTrainer; takes one render at a time."""
+        (render,) = renders
+        loss = super().accumulate(loss_of, renders, is_last)
+        self._rows[render] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+        for parameter in self._parameters:
+            parameter.grad = None
+        return loss
+
+    def _reduce(self) -> None:
+        layout = self._collectives.layout
+        order = [(particle, view) for particle in range(layout.num_particles) for view in range(layout.num_views)]
+        rows = {render: [g / self._loss_scale for g in gradients] for render, gradients in self._rows.items()}
+        for parameter, total in zip(self._parameters, self._collectives.sum_in_order(rows, order, "ranks"), strict=True):
+            parameter.grad = total
+        self._rows = {}
+
+
+class DataParallelPhi(PlainPhi):
+    """phi under DistributedDataParallel, made by accelerate: buckets of gradients travel while the backward pass goes on.
+
+    The frozen UNet's own weights need no gradient and never travel.
+
+    Args:
+        score, optimizer, collectives, loss_scale: see PlainPhi.
+        accelerator: of this process.
+    """
+
+    def __init__(
+        self,
+        score: LoraScore,
+        optimizer: torch.optim.Optimizer,
+        collectives: Collectives,
+        loss_scale: float,
+        accelerator: Accelerator,
+    ) -> None:
+        super().__init__(score, optimizer, collectives, loss_scale)
+        accelerator.ddp_handler = DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True)
+        # The networks were cast when they were loaded; autocast would cast LoRA's matrices, which eps_phi's scores leave in fp32.
+        accelerator.autocast_handler = AutocastKwargs(enabled=False)
+        frozen = [name for name, p in score.named_parameters() if not p.requires_grad] + [n for n, _ in score.named_buffers()]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(score, frozen)
+        self._ddp: nn.Module = accelerator.prepare_model(score)
+        self._world_size = accelerator.num_processes
+        self._num_bytes = 4 * sum(p.numel() for p in self._parameters)
+
+    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+        """See PhiTrainer; the gradients of the last micro-batch take those of the others along."""
+        with contextlib.nullcontext() if is_last else self._ddp.no_sync():
+            loss = loss_of(self._ddp)
+            # DDP averages over ranks; this undoes the division.
+            (loss * (self._loss_scale * self._world_size)).backward()
+        return loss.detach()
+
+    def _reduce(self) -> None:
+        self._collectives.count_all_reduce(self._num_bytes, self._world_size)  # done inside backward

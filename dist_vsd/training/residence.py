@@ -1,0 +1,128 @@
+"""Where particles are between their turns: on the device, or in host memory so that the device holds two micro-batches at most."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from dist_vsd.training.owned_particle import OwnedParticle
+
+
+class Residence(Protocol):
+    """What an update tells about the particles that it works on."""
+
+    def fetch(self, particles: Sequence[OwnedParticle]) -> None:
+        """Have particles on the device when this returns."""
+
+    def prefetch(self, particles: Sequence[OwnedParticle]) -> None:
+        """Begin to bring particles that are needed next."""
+
+    def release(self, particles: Sequence[OwnedParticle]) -> None:
+        """Say that particles have had their step."""
+
+    def settle(self) -> None:
+        """Wait until every copy is done: whoever reads particles between updates calls this first."""
+
+
+class OnDevice:
+    """Every particle stays on the device."""
+
+    def fetch(self, particles: Sequence[OwnedParticle]) -> None:
+        """Do nothing."""
+
+    def prefetch(self, particles: Sequence[OwnedParticle]) -> None:
+        """Do nothing."""
+
+    def release(self, particles: Sequence[OwnedParticle]) -> None:
+        """Do nothing."""
+
+    def settle(self) -> None:
+        """Do nothing."""
+
+
+class Offloaded:
+    """Idle particles live in host memory, pinned where there is a GPU; the next ones travel while the present ones render.
+
+    Memory on the device then does not grow with the number of particles. Parameters, grids and Adam's moments move; the
+    numbers are copied, never changed, so a run is the same to the bit with and without.
+
+    Args:
+        particles: all of this rank's, on the host or the device.
+        device: to work on.
+
+    Attributes:
+        resident: ids of the particles that are on the device now.
+        most_resident: the greatest number of them so far.
+    """
+
+    def __init__(self, particles: Iterable[OwnedParticle], device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._host: dict[int, dict[int, Tensor]] = {}
+        self._arrived: dict[int, torch.cuda.Event | None] = {}
+        self.resident: set[int] = set()
+        self.most_resident = 0
+        for particle in particles:
+            self._host[particle.id] = {}
+            self._to_host(particle)
+
+    def fetch(self, particles: Sequence[OwnedParticle]) -> None:
+        """Have particles on the device when this returns (for the current stream)."""
+        self.prefetch(particles)
+        for particle in particles:
+            event = self._arrived.get(particle.id)
+            if event is not None:
+                torch.cuda.current_stream(self._device).wait_event(event)
+
+    def prefetch(self, particles: Sequence[OwnedParticle]) -> None:
+        """Begin to bring particles that are needed next, on a stream of their own."""
+        for particle in particles:
+            if particle.id in self.resident:
+                continue
+            self.resident.add(particle.id)
+            self.most_resident = max(self.most_resident, len(self.resident))
+            with torch.cuda.stream(self._stream):
+                for tensor in _tensors(particle):
+                    tensor.data = tensor.data.to(self._device, non_blocking=True, copy=True)
+                    if self._stream is not None:  # its memory is used, and may be freed, on the computing stream
+                        tensor.data.record_stream(torch.cuda.current_stream(self._device))
+                self._arrived[particle.id] = self._stream.record_event() if self._stream is not None else None
+
+    def release(self, particles: Sequence[OwnedParticle]) -> None:
+        """Send particles back to the host."""
+        for particle in particles:
+            if particle.id in self.resident:
+                self.resident.remove(particle.id)
+                self._to_host(particle)
+
+    def settle(self) -> None:
+        """Wait until every copy is done."""
+        if self._stream is not None:
+            self._stream.synchronize()  # CPU-GPU sync
+
+    def _to_host(self, particle: OwnedParticle) -> None:
+        host = self._host[particle.id]
+        if self._stream is not None:
+            self._stream.wait_stream(torch.cuda.current_stream(self._device))  # the step must be done before its result travels
+        with torch.cuda.stream(self._stream):
+            for place, tensor in enumerate(_tensors(particle)):
+                tensor.grad = None
+                kept = host.get(place)
+                if kept is None or kept.shape != tensor.shape:
+                    kept = host[place] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
+                kept.copy_(tensor.data, non_blocking=True)
+                if self._stream is not None:
+                    tensor.data.record_stream(self._stream)
+                tensor.data = kept
+
+
+def _tensors(particle: OwnedParticle) -> Iterator[Tensor]:
+    """Yield everything of a particle that is as large as it: parameters, grids, moments; always in the same order."""
+    yield from particle.theta.parameters()
+    yield from particle.theta.buffers()
+    for parameter in particle.theta.parameters():
+        state = particle.optimizer.state.get(parameter, {})
+        yield from (value for name, value in sorted(state.items()) if name != "step")

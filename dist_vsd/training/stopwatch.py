@@ -1,0 +1,30 @@
+"""Seconds by stage of an update."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+
+import torch
+
+
+class Stopwatch:
+    """Adds up seconds by stage; on a GPU each reading is a CPU-GPU sync, so it reads only when it is asked to."""
+
+    def __init__(self, device: torch.device, synchronize: bool) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._synchronize = synchronize and device.type == "cuda"
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Add the time inside the ``with`` to a stage."""
+        begin = self._now()
+        yield
+        self.seconds[name] += self._now() - begin
+
+    def _now(self) -> float:
+        if self._synchronize:
+            torch.cuda.synchronize()  # CPU-GPU sync
+        return time.perf_counter()

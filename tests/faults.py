@@ -1,0 +1,82 @@
+"""Runs the command line with one fault put in, on one rank: `python -m tests.faults FAULT RANK train ...`."""
+
+import os
+import signal
+import sys
+
+import torch
+
+from dist_vsd.cli import main
+
+UPDATE = 5  # at which a fault strikes, counted from 0
+
+
+def theta_becomes_nan(here):
+    """Poison the parameters of this rank's particles, once."""
+    from dist_vsd.training import update as module
+
+    def push(state, shots, index, *rest, original=module.push_particles):
+        if here and index == UPDATE:
+            for particle in state.particles:
+                with torch.no_grad():
+                    next(particle.theta.parameters()).fill_(float("nan"))
+        return original(state, shots, index, *rest)
+
+    module.push_particles = push
+
+
+def render_is_nan(here):
+    """Spoil the encoded render of one update; theta itself stays finite."""
+    from dist_vsd.training import update as module
+
+    def score(prior, eps_phi, x_0, *rest, original=module.score_gradient):
+        score.calls += 1
+        gradient = original(prior, eps_phi, x_0, *rest)
+        return gradient * float("nan") if here and score.calls == UPDATE + 1 else gradient
+
+    score.calls = 0
+    module.score_gradient = score
+
+
+def phi_loss_is_nan(here):
+    """Spoil phi's loss of one update."""
+    from dist_vsd.training import update as module
+
+    def loss_of(state, batch, weight, index, step, original=module.phi_loss_of):
+        return original(state, batch, weight * float("nan") if here and index == UPDATE else weight, index, step)
+
+    module.phi_loss_of = loss_of
+
+
+def no_reduction(_here):
+    """Leave out the reduction of phi's gradient, on all ranks: the mistake that public LoRA trainers made."""
+    from dist_vsd.training import phi
+
+    def accumulate(self, loss_of, renders, _is_last):
+        with self._ddp.no_sync():
+            loss = loss_of(self._ddp)
+            (loss * self._world_size).backward()
+        return loss.detach()
+
+    phi.DataParallelPhi.accumulate = accumulate
+
+
+def killed_inside_a_checkpoint(here):
+    """Die by SIGKILL half-way through the second checkpoint, in the first life of the process only."""
+    from dist_vsd.training import checkpoint
+
+    def write(tensors, folder, name, hashes, original=checkpoint._write):
+        original(tensors, folder, name, hashes)
+        if here and folder.name == ".partial_00000008" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    checkpoint._write = write
+
+
+FAULTS = {f.__name__: f for f in (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, killed_inside_a_checkpoint)}
+
+
+if __name__ == "__main__":
+    fault, rank, *arguments = sys.argv[1:]
+    FAULTS[fault](os.environ.get("RANK", "0") == rank)
+    sys.exit(main(arguments))

@@ -1,0 +1,143 @@
+"""What must hold on any number of ranks, shown with real processes (gloo, started by `accelerate launch`)."""
+
+import json
+import re
+import shutil
+
+import pytest
+import torch
+
+from tests.runs import TINY, checkpoint, train
+
+FOUR = ["a green duck", *TINY, "--num-particles", "4", "--num-views", "2", "--num-updates", "20"]
+FOUR += ["--checkpoint-every", "20", "--micro-batch-size", "2"]  # convolutions round by the shape of a batch: the same for all
+LAYOUTS = {"2 ranks": {"num_ranks": 2}, "4 ranks": {"num_ranks": 4}, "2 x 2 views": {"num_ranks": 4, "shards": 2}}
+
+
+def run(folder, arguments, num_ranks=1, shards=0, **options):
+    """Train in a folder; it must end well."""
+    code, output = train([*arguments, "--num-shards", str(shards), "--run-dir", str(folder)], num_ranks=num_ranks, **options)
+    assert code == 0, output
+    return output
+
+
+def relative_difference(one, other):
+    """Return the greatest relative difference of a particle, or of phi, as a whole (the norm over its numbers), of two checkpoints."""
+    assert one.keys() == other.keys()
+    wholes = {}
+    for name in one:
+        if one[name].is_floating_point() and not name.endswith("/step"):
+            wholes.setdefault(name.split("/")[0] + name.split(":")[0], []).append(name)
+    join = [(torch.cat([one[n].flatten() for n in names]), torch.cat([other[n].flatten() for n in names])) for names in wholes.values()]
+    return max(float((a - b).norm() / a.norm()) for a, b in join)
+
+
+def parameters(tensors):
+    """Return theta and phi without their optimisers' moments."""
+    return {n: t for n, t in tensors.items() if n.startswith("phi.safetensors") or ":theta/" in n and t.is_floating_point()}
+
+
+def different(one, other):
+    assert one.keys() == other.keys()
+    return [name for name in one if not torch.equal(one[name], other[name])]
+
+
+@pytest.fixture(scope="module")
+def one_rank(tmp_path_factory):
+    """The final checkpoint of 4 particles on one rank: plain, and deterministic."""
+    folder = tmp_path_factory.mktemp("one")
+    run(folder / "plain", FOUR)
+    run(folder / "deterministic", [*FOUR, "--deterministic"])
+    return {name: checkpoint(folder / name, 20) for name in ("plain", "deterministic")}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_layout_does_not_change_theta_or_phi(tmp_path, one_rank, layout):
+    """fp32 sums in another order differ by 1e-7 relative; Adam normalises gradients, so 20 steps carry that to some 1e-5."""
+    run(tmp_path / "run", FOUR, **layout)
+    assert relative_difference(parameters(one_rank["plain"]), parameters(checkpoint(tmp_path / "run", 20))) < 1e-4
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
+def test_the_deterministic_mode_gives_the_same_bits_on_any_layout(tmp_path, one_rank, layout):
+    run(tmp_path / "run", [*FOUR, "--deterministic"], **layout)
+    assert different(one_rank["deterministic"], checkpoint(tmp_path / "run", 20)) == []
+
+
+def test_uneven_shards_weigh_every_render_alike(tmp_path):
+    """5 particles on 2 ranks, 3 and 2: the same bits as on one."""
+    five = ["a green duck", *TINY, "--num-particles", "5", "--num-updates", "4", "--deterministic"]
+    run(tmp_path / "one", five)
+    run(tmp_path / "two", five, num_ranks=2)
+    assert different(checkpoint(tmp_path / "one", 4), checkpoint(tmp_path / "two", 4)) == []
+
+
+@pytest.mark.parametrize("config", ["cpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+def test_phi_is_the_same_to_the_bit_on_all_ranks_after_every_update(tmp_path, config):
+    """TINY compares phi after every update; an uneven deal makes the ranks' work differ."""
+    arguments = ["a green duck", *TINY, "--num-particles", "3", "--num-updates", "3", "--micro-batch-size", "1"]
+    run(tmp_path / "run", arguments, num_ranks=2, config=config)
+
+
+def test_phi_is_the_same_to_the_bit_with_bf16_networks(tmp_path):
+    run(tmp_path / "run", ["a green duck", *TINY, "--num-updates", "3", "--precision", "bf16"], num_ranks=2)
+
+
+def test_a_forgotten_reduction_stops_the_run_at_the_next_check_and_names_the_ranks(tmp_path):
+    arguments = ["a green duck", *TINY, "--check-every", "3", "--run-dir", str(tmp_path / "run")]
+    code, output = train(arguments, num_ranks=2, fault=("no_reduction", "0"))
+    assert code == 1
+    assert "phi after update 3 differs between ranks: rank(s) 1 from rank 0" in output
+
+
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
+    """2 -> 1 -> 4 ranks, against 2 from beginning to end."""
+    arguments = ["a green duck", *TINY, "--num-particles", "4", "--num-updates", "12", "--keep-checkpoints", "9"]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    run(whole, arguments, num_ranks=2)
+    shutil.copytree(whole, moved)
+    for start, num_ranks in ((4, 1), (8, 4)):
+        for update in range(start + 4, 13, 4):
+            shutil.rmtree(moved / "checkpoints" / f"update_{update:08d}")
+        assert f"resumed from update_{start:08d}" in run(moved, ["--resume"], num_ranks=num_ranks)
+    assert relative_difference(parameters(checkpoint(whole, 12)), parameters(checkpoint(moved, 12))) < 1e-4
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_a_run_moves_from_ddp_to_zero_and_back_with_its_moments(tmp_path, stage):
+    arguments = ["a green duck", *TINY, "--num-updates", "6", "--checkpoint-every", "2", "--keep-checkpoints", "9"]
+    whole, moved = tmp_path / "whole", tmp_path / "moved"
+    run(whole, arguments, num_ranks=2)
+    shutil.copytree(whole, moved)
+    for start, config in ((2, f"deepspeed_zero{stage}"), (4, "cpu")):
+        for update in range(start + 2, 7, 2):
+            shutil.rmtree(moved / "checkpoints" / f"update_{update:08d}")
+        assert f"resumed from update_{start:08d}" in run(moved, ["--resume"], num_ranks=2, config=config)
+    one, other = checkpoint(whole, 6), checkpoint(moved, 6)
+    moments = [n for n in one if n.startswith("phi_optimizer") and "/exp_avg" in n]
+    assert len(moments) > 40
+    assert relative_difference({n: one[n] for n in moments}, {n: other[n] for n in moments}) < 1e-3  # squares double it
+    assert relative_difference(parameters(one), parameters(other)) < 1e-4
+    steps = [n for n in one if n.endswith("/step")]
+    assert different({n: one[n] for n in steps}, {n: other[n] for n in steps}) == []
+
+
+def events(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [f"{line['update']}: {line['event']}" for line in lines if "event" in line]
+
+
+@pytest.mark.parametrize(
+    ("fault", "says"),
+    [
+        ("theta_becomes_nan", r"6: particle 1: it is not finite; it is restored from update_00000004"),
+        ("render_is_nan", r"6: particle 1: its gradient is not finite; the step is skipped, the particle is as before it"),
+        ("phi_loss_is_nan", r"6: phi's gradient is not finite: its step is skipped on all ranks \(this rank's loss is not finite\)"),
+    ],
+)
+def test_what_is_not_finite_on_one_rank_is_mended_and_all_ranks_go_on(tmp_path, fault, says):
+    output = run(tmp_path / "run", ["a green duck", *TINY], num_ranks=2, fault=(fault, "1"))
+    assert "turntables of 2 particle(s)" in output
+    assert any(re.fullmatch(says, event) for event in events(tmp_path / "run")), events(tmp_path / "run")
+    tensors = checkpoint(tmp_path / "run", 8)
+    assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
