@@ -1,4 +1,4 @@
-"""The command line: `dist-vsd train | render | export | prior | info`.
+"""The command line: `dist-vsd train | render | export | prior | plan | bench | info`.
 
 Exit codes: 0 done; 1 failed; 2 bad input (one line says the rule, the value and what to change, and nothing was written);
 75 stopped early with everything saved: start again with --resume to go on.
@@ -20,6 +20,8 @@ COMMANDS = {
     "render": "look at a run: turntables (GIF, MP4, PNG), grids, any cameras",
     "export": "write particles as PLY: a mesh with colours, or points",
     "prior": "the embedded prior: `prior sample` draws from any prior, `prior train` makes it anew",
+    "plan": "what a cluster would give: updates a second, communication, memory, node-hours",
+    "bench": "measure weak and strong scaling on this machine",
     "info": "versions, devices, presets, and which rank would own which particle",
 }
 

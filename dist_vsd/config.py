@@ -162,7 +162,8 @@ class RunConfig:
         for name, choices in (("objective", OBJECTIVES), ("representation", REPRESENTATIONS), ("precision", PRECISIONS)):
             value = getattr(self, name)
             if value not in choices:
-                raise ValueError(f"{name} must be one of {', '.join(filter(None, choices))}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
+                listed = ", ".join(filter(None, choices))
+                raise ValueError(f"{name} must be one of {listed}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
 
 
 def check_numbers(config: Any, prefix: str = "") -> None:

@@ -38,6 +38,8 @@ def test_flags_win_over_the_yaml_file_and_that_over_the_preset(tmp_path, monkeyp
         preset,
         **{"prompt": "a green duck", "run_dir": "runs/a-green-duck", "num_particles": 1, "num_updates": 50, "representation": "image"},
         seed=6,
+        num_views=1,  # resolved: one rank, no launcher
+        precision="fp32",
         score=dataclasses.replace(preset.score, rank=2, pose_dropout=0.5),
         image=dataclasses.replace(preset.image, resolution=8),
     )

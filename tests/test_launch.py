@@ -35,10 +35,10 @@ def after_launch(words):
 
 
 def run_line(words, arguments, launch=()):
-    """Run a launch line with other arguments of `train`; any free port, since other runs may be on this machine."""
+    """Run a launch line with a prompt of the embedded prior, other arguments of `train`, and any port that is free."""
     variables = dict(word.split("=", 1) for word in words[: words.index("accelerate")])
     own = after_launch(words)
-    command = [*LAUNCH, "--main_process_port", "0", *launch, *own[: own.index("train") + 2], *arguments]
+    command = [*LAUNCH, "--main_process_port", "0", *launch, *own[: own.index("train") + 1], "a green duck", *arguments]
     done = subprocess.run(
         command, env=environment() | variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
     )
@@ -163,7 +163,11 @@ def two_ranks(flags_of_rank, driver=""):
         env = environment() | own | shared
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         ranks.append(subprocess.Popen([sys.executable, "-c", code, "train", "a green duck", *SHORT, *flags], env=env, **pipes))
-    outputs = [rank.communicate(timeout=120)[0] for rank in ranks]
+    try:
+        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
     return [rank.returncode for rank in ranks], outputs
 
 
@@ -171,7 +175,7 @@ OLD_TORCH_ON_RANK_1 = """
 import importlib.metadata
 real = importlib.metadata.version
 if rank == "1":
-    importlib.metadata.version = lambda package: "1.0" if package == "torch" else real(package)
+    importlib.metadata.version = lambda package: "2.6.1" if package == "torch" else real(package)
 """
 NO_DEEPSPEED_ON_RANK_1 = """
 os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
@@ -188,7 +192,7 @@ else:
     ("other_flags", "driver", "told"),
     [
         (["--score.rank", "3"], "", ["configuration score.rank must be the same on all ranks, got 4 on rank 0, 3 on rank 1"]),
-        ([], OLD_TORCH_ON_RANK_1, ["version of torch must be the same on all ranks", "'1.0' on rank 1: install the same packages"]),
+        ([], OLD_TORCH_ON_RANK_1, ["version of torch must be the same on all ranks", "'2.6.1' on rank 1: install the same packages"]),
         ([], NO_DEEPSPEED_ON_RANK_1, ["DeepSpeed, which is not installed: pip install dist_vsd[deepspeed]", "(on rank 1)"]),
     ],
     ids=["configuration", "version", "deepspeed"],

@@ -246,7 +246,8 @@ def test_a_bench_file_gives_seconds_of_a_render_and_memory(tmp_path):
 
 
 def test_of_several_rows_on_one_rank_the_nearest_is_taken_and_no_runs_at_the_same_time(tmp_path):
-    file = bench_file(tmp_path, bench_row(num_particles=8, num_runs=4), bench_row(num_particles=1), bench_row(num_particles=4), bench_row(num_ranks=4, num_particles=8))
+    at_once, on_four_ranks = bench_row(num_particles=8, num_runs=4), bench_row(num_particles=8, num_ranks=4)
+    file = bench_file(tmp_path, at_once, bench_row(num_particles=1), bench_row(num_particles=4), on_four_ranks)
     assert read_measured(tmp_path / file, 1).stages.render == pytest.approx(0.2)
     assert read_measured(tmp_path / file, 8).stages.render == pytest.approx(0.05)
 
@@ -336,7 +337,8 @@ def test_a_foreign_measured_file_is_refused(tmp_path, content, words):
         {"stages": [1, 2, 3, 4]}, {"stages": {"render": 1.0}}, {"stages": dict.fromkeys(("render", "scores", "backward", "phi"), 0)},
         {"stages": {"render": math.nan, "scores": 1, "backward": 1, "phi": 1}}, {"theta_numbers": None}, {"theta_numbers": -1},
         {"stages": {"render": "1", "scores": 1, "backward": 1, "phi": 1}}, {"phi_numbers": [500]}, {"prior_bytes": "much"},
-        {"stages": {"render": math.inf, "scores": 1, "backward": 1, "phi": 1}}, {"peak_memory_mib": -5}, {"steps_per_update": 0}, {"seconds_per_update": None},
+        {"stages": {"render": math.inf, "scores": 1, "backward": 1, "phi": 1}}, {"peak_memory_mib": -5}, {"steps_per_update": 0},
+        {"seconds_per_update": None},
     ],
 )  # fmt: skip
 def test_a_row_with_a_wrong_value_is_refused(tmp_path, changes):
@@ -346,7 +348,7 @@ def test_a_row_with_a_wrong_value_is_refused(tmp_path, changes):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"lines": []}, "no line with seconds"), ({"lines": ['{"seconds/render": "1"}']}, "no line with seconds"),
+        ({"lines": []}, "no line with the seconds"), ({"lines": ['{"seconds/render": "1"}']}, "no line with the seconds"),
         ({"lines": [seconds_line()], "world_size": "two"}, "world_size"), ({"lines": [seconds_line()], "world_size": 10**12}, "world_size"),
         ({"lines": [seconds_line()], "num_particles": 0}, "num_particles"), ({"lines": [seconds_line()], "config": "- 3"}, "key: value"),
         ({"lines": [seconds_line()], "config": "num_particles: two"}, "num_particles"),

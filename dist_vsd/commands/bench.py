@@ -26,19 +26,19 @@ HELP = """usage: dist-vsd bench scaling [OPTIONS] [-- TRAIN OPTIONS]
 """
 SCALING = """Time real runs of `train` on several numbers of ranks.
 
-weak scaling     every rank has --particles-per-rank particles: more ranks, more particles. Efficiency T_1 / T_W.
-strong scaling   --strong-particles in all, spread over the ranks. Efficiency T_1 / (W T_W).
-control          W runs of one rank at the same time that know nothing of each other. One rank alone has the memory
-                 bandwidth, the caches and the clock of the whole machine to itself; the control shows what is lost by
-                 sharing them, so that the rest is what synchronisation costs.
+weak scaling: every rank has --particles-per-rank particles; more ranks, more particles. Efficiency T_1 / T_W.
+
+strong scaling: --strong-particles in all, spread over the ranks. Efficiency T_1 / (W T_W).
+
+control: W runs of one rank at the same time that know nothing of each other. One rank alone has the memory bandwidth,
+the caches and the clock of the whole machine to itself; the control shows what is lost by sharing them, so that the rest
+is what synchronisation costs.
 
 Each rank has one thread and a core of its own (on a machine with GPUs: a GPU). Rows with more ranks than cores are marked
 "ranks share cores": they show that it runs, they do not measure scaling. Runs are interleaved (1, 2, 4, 1, 2, 4, ...) and an
 efficiency is the median of the ratios within a repeat, so that a busy spell of the machine hits all of them.
-Words after -- go to train:
 
-  dist-vsd bench scaling --ranks 1 2 -- --field.num-samples 32
-"""
+Words after -- go to train: dist-vsd bench scaling --ranks 1 2 -- --field.num-samples 32"""
 # What bench decides for every run itself, and what a user changes instead.
 OWN_FLAGS = {
     "--num-particles": "--particles-per-rank and --strong-particles",

@@ -103,7 +103,7 @@ def start_process(precision: str = "", timeout_seconds: float = 600.0, refusal: 
     _refuse_together(store, "launch", refusal)
     if on_cpu:
         keep_freed_memory()
-    accelerator = _make_accelerator(on_cpu, timeout_seconds)
+    accelerator = _make_accelerator(on_cpu, store, timeout_seconds)
     if on_cpu and accelerator.num_processes > 1:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
     plugin = accelerator.deepspeed_plugin if _is_set("ACCELERATE_USE_DEEPSPEED") else None
@@ -193,8 +193,6 @@ def check_zero(stage: int, settings: Mapping[str, Any]) -> None:
 def _message_of_zero(plugin: DeepSpeedPlugin) -> str:
     try:
         check_zero(plugin.zero_stage, plugin.deepspeed_config)
-        if plugin.zero3_init_flag and plugin.zero_stage == 3:
-            raise ValueError("zero3_init_flag must be false, got true: it would shard the text encoder, which each rank asks by itself")
     except ValueError as error:
         return str(error)
     return ""
@@ -202,6 +200,8 @@ def _message_of_zero(plugin: DeepSpeedPlugin) -> str:
 
 def _set_up_deepspeed(plugin: DeepSpeedPlugin) -> None:
     """Fill what accelerate can't know without a data loader, and leave torch's AdamW and the gradient as they are."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
     plugin.deepspeed_config |= {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
@@ -209,26 +209,32 @@ def _set_up_deepspeed(plugin: DeepSpeedPlugin) -> None:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
     }
+    # accelerate tells transformers about ZeRO 3 whatever zero3_init_flag says: it would load the text encoder in shards.
+    unset_hf_deepspeed_config()
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     # DeepSpeed calls torch's collectives by their old names, each call a warning.
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-def _make_accelerator(on_cpu: bool, timeout_seconds: float) -> Accelerator:
+def _make_accelerator(on_cpu: bool, store: dist.Store | None, timeout_seconds: float) -> Accelerator:
     """Form the process group (collective).
 
-    accelerate takes "no GPU" to mean one process unless it is told the backend or cpu=True; but the latter turns DeepSpeed
-    off without a word.
+    accelerate takes "no GPU" to mean one process unless a group is there or it is told cpu=True; but the latter turns DeepSpeed
+    off without a word. The group is made here, on the store of this attempt: see ``_open_store``.
     """
     deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    handlers = []
-    if "LOCAL_RANK" in os.environ:
-        timeout = datetime.timedelta(seconds=timeout_seconds)
-        handlers = [InitProcessGroupKwargs(backend="gloo" if on_cpu else "nccl", timeout=timeout)]
+    backend = "gloo" if on_cpu else "nccl"
+    timeout = datetime.timedelta(seconds=timeout_seconds)
+    if store is not None:
+        rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        if not on_cpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    handlers = [InitProcessGroupKwargs(backend=backend, timeout=timeout)] if "LOCAL_RANK" in os.environ else []
     with contextlib.redirect_stdout(io.StringIO()) if deepspeed else contextlib.nullcontext():  # "... built successfully"
         accelerator = Accelerator(mixed_precision="no", cpu=on_cpu and not deepspeed, kwargs_handlers=handlers)
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", accelerator.num_processes)), accelerator.num_processes
@@ -240,11 +246,15 @@ def _is_set(variable: str) -> bool:
 
 
 def _open_store(refusal: str, timeout_seconds: float) -> dist.Store | None:
-    """Connect to the launcher's store; None for a process that has no fellows, or can't find them."""
+    """Connect to the launcher's store; None for a process that has no fellows, or can't find them.
+
+    A launcher with --max_restarts keeps its store from one attempt to the next, and with it the addresses of ranks that are
+    gone; so every attempt has keys of its own.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or (refusal and any(name not in os.environ for name in RANK_VARIABLES)):
         return None
     store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds)))
-    return dist.PrefixStore("dist_vsd", store)
+    return dist.PrefixStore(f"dist_vsd/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _refuse_together(store: dist.Store | None, about: str, refusal: str) -> None:

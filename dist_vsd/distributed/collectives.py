@@ -38,7 +38,7 @@ class RankLost(RunFailed):
 
 
 # What gloo, NCCL and torch say when a peer is gone: they have no exception of their own for it.
-_SIGNS_OF_A_LOST_RANK = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "timeout", "gloo", "nccl")
+_SIGNS_OF_A_LOST_RANK = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "gloo", "nccl")
 
 
 @contextlib.contextmanager

@@ -117,4 +117,5 @@ def _load_component(kind: type, folder: PipelineFolder, component: str, dtype: t
         raise ValueError(
             f"prior {str(folder.path)!r} is damaged: its {component} lacks {len(absent)} tensor(s), {absent[0]} first; copy it anew"
         )
-    return network.to(dtype)  # the argument for it is called torch_dtype or dtype, by version
+    # The argument for it is called torch_dtype or dtype, by version; diffusers warns of every cast, needed or not.
+    return network if network.dtype == dtype else network.to(dtype)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import time
 
 import torch
@@ -117,12 +118,20 @@ def events_of_all_ranks(state: TrainingState, events: list[str]) -> list[str]:
 
 
 def figures_of_all_ranks(state: TrainingState, report: Report, seconds: float) -> dict[str, float]:
-    """Return the mean of each figure over the ranks that have it (collective)."""
-    figures = report.means() | {"seconds/update": seconds, "communication/sent_mib": state.collectives.take_sent_bytes() / 2**20}
+    """Return the mean of each figure over the ranks that have it, and the greatest of memory (collective)."""
+    figures = report.means() | {"seconds/update": seconds, "memory/peak_mib": peak_memory_mib(state.prior.device)}
+    figures["communication/sent_mib"] = state.collectives.take_sent_bytes() / 2**20
     rows = state.collectives.gather_json({k: v if math.isfinite(v) else None for k, v in figures.items()})
     names = dict.fromkeys(name for row in rows for name in row)
-    values = {name: [row[name] for row in rows if row.get(name) is not None] for name in names}
-    return {name: sum(v) / len(v) if v else float("nan") for name, v in values.items()}
+    values = {name: [row[name] for row in rows if row.get(name) is not None] or [float("nan")] for name in names}
+    return {name: max(v) if name.startswith("memory/") else sum(v) / len(v) for name, v in values.items()}
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory so far: allocated on the GPU, or resident in main memory on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
 @torch.no_grad()

@@ -2,7 +2,8 @@
 
 Names are ``area/name_unit``: theta/score_gradient_norm (of w(t) times the difference of the scores), theta/gradient_norm (of
 theta), theta/opacity (mean over pixels), theta/skipped (share of steps skipped as not finite), phi/loss (mean denoising loss
-over all renders of all ranks), seconds/<stage> (of one update on one rank: render, scores, backward, phi).
+over all renders of all ranks), seconds/<stage> (of one update on one rank: render, scores, backward, phi), seconds/update,
+communication/sent_mib (payload that a rank sends in an update), memory/peak_mib (of the rank that has used most so far).
 The surrogate whose gradient is the VSD gradient has no meaningful value and is not reported.
 """
 
