@@ -6,6 +6,7 @@
 Two network namespaces joined by a veth pair stand for two hosts. A rank in each, on a core of its own, trains one particle of the
 embedded prior; both ends of the pair are shaped by tc's token bucket. The unshaped run gives the seconds of the stages (its row
 is what the model is fitted to), a probe by gloo the unshaped link; the shaped rows are foretold from those and the rate alone.
+phi fits into one of DDP's buckets (1 MiB), so nothing of its reduction is hidden: overlap 0.
 Only the ranks' own processes and the two namespaces are touched, and they are removed at the end, also after Ctrl-C or SIGTERM.
 Writes benchmarks/results/plan_validation.json.
 """
@@ -30,14 +31,17 @@ from typing import Any
 
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.cost_model import NUMBER_BYTES, Cluster, Link, Sizes, StageSeconds, UpdateCost, ring_all_reduce_seconds, update_cost
-from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
+from dist_vsd.scaling.machine import OtherPrograms, Places, commit_of_package, describe_machine
 from dist_vsd.scaling.measure import Timing, read_metrics, summarize
 from dist_vsd.scaling.stage_times import read_measured
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "plan_validation.json"
-PAYLOAD, FRAME = 1448, 1514  # bytes of TCP in a full Ethernet frame, and what the token bucket counts for it
-TIMEOUT_SECONDS = 1800
+# Bytes: of TCP in a full Ethernet frame, and what the token bucket counts for it: the frame, and half of the acknowledgement
+# that goes out for every second frame of the other direction.
+PAYLOAD, COUNTED = 1448, 1514 + 66 / 2
+BUCKET_BYTES = 32_000  # full at the start of each reduction: they pass at once
+BUSY_CORES, TIMEOUT_SECONDS = 0.1, 1800
 TINY_FIELD = ["--field.dense-grid.resolutions", "8", "16", "--field.num-samples", "16", "--field.occupancy-every", "2"]
 
 
@@ -70,7 +74,7 @@ class Hosts:
         for name, interface in zip(self.names, self.interfaces, strict=True):
             subprocess.run(["tc", "-n", name, "qdisc", "del", "dev", interface, "root"], capture_output=True, check=False)
             if megabits:
-                bucket = ["rate", f"{megabits:g}mbit", "burst", "256kbit", "latency", "400ms"]
+                bucket = ["rate", f"{megabits:g}mbit", "burst", f"{BUCKET_BYTES}b", "latency", "400ms"]
                 command("tc", "-n", name, "qdisc", "add", "dev", interface, "root", "tbf", *bucket)
 
     def sent_bytes(self, rank: int) -> int:
@@ -193,6 +197,7 @@ def validate(hosts: Hosts, folder: Path, asked: argparse.Namespace) -> dict[str,
     rows, stages, sizes, unshaped = [], None, None, None
     for rate in [0.0, *(rate for rate in asked.rates if rate)]:
         hosts.shape(rate)
+        others = OtherPrograms()
         run_folder = folder / f"{rate:g}_mbit"
         lines, timing, wire_bytes = train(hosts, run_folder, asked)
         if stages is None:
@@ -202,13 +207,14 @@ def validate(hosts: Hosts, folder: Path, asked: argparse.Namespace) -> dict[str,
             reduction = ring_all_reduce_seconds(NUMBER_BYTES * sizes.phi_numbers, 2, unshaped)
             compute = timing.stages | {"phi": max(0.0, timing.stages["phi"] - reduction)}
             stages = StageSeconds(**compute, other=other)
-        limited = min(unshaped.bandwidth, rate * 1e6 / 8 * PAYLOAD / FRAME) if rate else unshaped.bandwidth
+        limited = min(unshaped.bandwidth, rate * 1e6 / 8 * PAYLOAD / COUNTED) if rate else unshaped.bandwidth
         cost = foretold(stages, sizes, Link(limited, unshaped.latency))
+        bucket = BUCKET_BYTES * 8e-6 / rate if rate else 0.0
         seconds = sorted(line["seconds/update"] for line in lines)
-        measured, predicted = timing.seconds_per_update, cost.seconds - cost.agreement  # logged without the flag to stop
+        measured, predicted = timing.seconds_per_update, cost.seconds - cost.agreement - bucket  # logged without the flag to stop
         row = {"rate_mbit": rate or None, "is_fitted": not rate, "measured_seconds": measured, "predicted_seconds": predicted}
         row |= {"relative_error": predicted / measured - 1, "measured_range": [seconds[0], seconds[-1]], "num_updates": len(seconds)}
-        row |= {"predicted_payload_bytes": cost.rank_sent_bytes, "wire_bytes": wire_bytes}
+        row |= {"predicted_payload_bytes": cost.rank_sent_bytes, "wire_bytes": wire_bytes, "cores_used_by_other_programs": others.cores()}
         rows.append(row)
         print(line_of(row), flush=True)
     return {
@@ -228,9 +234,11 @@ HEADER = f"{'rate':>12}  {'measured s':>10}  {'predicted s':>11}  {'error':>7}  
 
 def line_of(row: dict[str, Any]) -> str:
     rate = f"{row['rate_mbit']:g} Mbit/s" if row["rate_mbit"] else "unshaped"
+    others = row["cores_used_by_other_programs"] or 0.0
+    busy = f"   other programs used {others:.1f} cores: measure on a quiet machine" if others > BUSY_CORES else ""
     error = "fitted" if row["is_fitted"] else f"{100 * row['relative_error']:+.1f} %"
     seconds = f"{row['measured_seconds']:10.4f}  {row['predicted_seconds']:11.4f}"
-    return f"{rate:>12}  {seconds}  {error:>7}  {row['predicted_payload_bytes']:13,.0f}  {row['wire_bytes']:11,.0f}"
+    return f"{rate:>12}  {seconds}  {error:>7}  {row['predicted_payload_bytes']:13,.0f}  {row['wire_bytes']:11,.0f}{busy}"
 
 
 def main() -> int:
@@ -238,7 +246,7 @@ def main() -> int:
     parser.add_argument("--rates", type=float, nargs="*", default=[1000.0, 100.0, 20.0], help="Mbit/s; the unshaped run is always made")
     parser.add_argument("--num-updates", type=int, default=30, help="of each run")
     parser.add_argument("--warmup", type=int, default=5, help="first updates that are left out")
-    parser.add_argument("--score-rank", type=int, default=64, help="of LoRA: 64 makes phi some 2 MB")
+    parser.add_argument("--score-rank", type=int, default=24, help="of LoRA: 24 makes phi 0.98 MB")
     parser.add_argument("--out", type=Path, default=RESULTS, help="JSON")
     parser.add_argument("--probe", nargs=2, help=argparse.SUPPRESS)
     asked = parser.parse_args()

@@ -1,5 +1,6 @@
 """launch_configs/: every file is what its head comment says, and wrong launches end in one line on all ranks."""
 
+import datetime
 import itertools
 import shlex
 import socket
@@ -12,7 +13,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from dist_vsd.cli import main
-from dist_vsd.commands.process import check_launch, check_zero, resolve_precision
+from dist_vsd.commands.process import _refuse_together, check_launch, check_zero, resolve_precision
+from dist_vsd.errors import RunFailed
 from tests.runs import ROOT, TINY, checkpoint, environment
 
 CONFIGS = {file.stem: file for file in sorted((ROOT / "launch_configs").glob("*.yaml"))}
@@ -146,6 +148,16 @@ def test_deepspeed_settings_that_change_the_update_are_refused():
             check_zero(stage, settings)
 
 
+def test_a_rank_that_never_comes_is_named(monkeypatch):
+    store = torch.distributed.HashStore()
+    store.set_timeout(datetime.timedelta(seconds=1))
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    store.set("launch/2", "")
+    with pytest.raises(RunFailed, match=r"ranks 1, 3 did not come within 1 s"):
+        _refuse_together(store, "launch", "")
+
+
 def two_ranks(flags_of_rank, driver=""):
     """Run `train` on two ranks as a launcher would, each with flags of its own; ``driver`` is run before, in each rank.
 
@@ -186,6 +198,23 @@ if rank == "1":
 else:
     importlib.util.find_spec = lambda name, *rest: real("json") if name == "deepspeed" else real(name, *rest)
 """
+
+
+ZERO_3 = """
+os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_MIXED_PRECISION": "bf16"}
+from dist_vsd.commands.process import start_process
+process = start_process()
+settings = process.accelerator.deepspeed_plugin.deepspeed_config
+print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"])
+sys.exit(0)
+"""
+
+
+def test_deepspeed_is_on_and_its_own_precision_and_clipping_are_off():
+    pytest.importorskip("deepspeed")
+    codes, outputs = two_ranks([[], []], ZERO_3)
+    assert codes == [0, 0], outputs
+    assert outputs[0].splitlines() == ["3 bf16 DEEPSPEED 0.0 {'enabled': False}"], "and nothing else is printed"
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from dist_vsd import __version__
+from dist_vsd.errors import RunFailed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
     from dist_vsd.distributed.collectives import Collectives
 
+# The launchers of all nodes have met before any rank starts, so ranks differ by the time of their imports alone.
+JOIN_SECONDS = 300.0
 PRECISION_OF_LAUNCHER = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 PACKAGES = ("torch", "accelerate", "diffusers", "peft", "deepspeed")
 # What torchrun, and so accelerate launch, tells every rank.
@@ -99,7 +102,7 @@ def start_process(precision: str = "", timeout_seconds: float = 600.0, refusal: 
             resolved = resolve_precision(precision, on_cpu)
     except ValueError as error:
         refusal = str(error)
-    store = _open_store(refusal, timeout_seconds)  # kept until the group exists: rank 0 may serve it
+    store = _open_store(refusal)  # kept until the group exists: rank 0 may serve it
     _refuse_together(store, "launch", refusal)
     if on_cpu:
         keep_freed_memory()
@@ -245,7 +248,7 @@ def _is_set(variable: str) -> bool:
     return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
 
 
-def _open_store(refusal: str, timeout_seconds: float) -> dist.Store | None:
+def _open_store(refusal: str) -> dist.Store | None:
     """Connect to the launcher's store; None for a process that has no fellows, or can't find them.
 
     A launcher with --max_restarts keeps its store from one attempt to the next, and with it the addresses of ranks that are
@@ -253,17 +256,30 @@ def _open_store(refusal: str, timeout_seconds: float) -> dist.Store | None:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or (refusal and any(name not in os.environ for name in RANK_VARIABLES)):
         return None
-    store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=timeout_seconds)))
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=JOIN_SECONDS)))
+    except dist.DistNetworkError as error:
+        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise RunFailed(f"the launcher's store at {address} can't be reached: see what the launcher of node 0 says") from error
     return dist.PrefixStore(f"dist_vsd/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
 
 
 def _refuse_together(store: dist.Store | None, about: str, refusal: str) -> None:
-    """Raise the ValueError of the first rank that refuses on every rank (collective, without a process group)."""
+    """Raise the ValueError of the first rank that refuses on every rank (collective, without a process group).
+
+    Raises:
+        ValueError: see above.
+        RunFailed: some rank never came.
+    """
     refusals = [refusal]
     if store is not None:
         store.set(f"{about}/{os.environ['RANK']}", refusal)
         keys = [f"{about}/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
-        refusals = [value.decode() for value in store.multi_get(keys)]  # waits for all ranks
+        try:
+            refusals = [value.decode() for value in store.multi_get(keys)]  # waits for all ranks
+        except dist.DistStoreError as error:
+            missing = _ranks([rank for rank, key in enumerate(keys) if not store.check([key])])
+            raise RunFailed(f"{missing} did not come within {store.timeout.total_seconds():.0f} s: see what they said") from error
     found = {rank: text for rank, text in enumerate(refusals) if text}
     if not found:
         return

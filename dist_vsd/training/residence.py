@@ -79,6 +79,7 @@ class Offloaded:
 
     def prefetch(self, particles: Sequence[OwnedParticle]) -> None:
         """Begin to bring particles that are needed next, on a stream of their own."""
+        computing = torch.cuda.current_stream(self._device) if self._stream is not None else None
         for particle in particles:
             if particle.id in self.resident:
                 continue
@@ -87,8 +88,8 @@ class Offloaded:
             with torch.cuda.stream(self._stream):
                 for tensor in _tensors(particle):
                     tensor.data = tensor.data.to(self._device, non_blocking=True, copy=True)
-                    if self._stream is not None:  # its memory is used, and may be freed, on the computing stream
-                        tensor.data.record_stream(torch.cuda.current_stream(self._device))
+                    if computing is not None:  # its memory is used, and may be freed, on the computing stream
+                        tensor.data.record_stream(computing)
                 self._arrived[particle.id] = self._stream.record_event() if self._stream is not None else None
 
     def release(self, particles: Sequence[OwnedParticle]) -> None:
