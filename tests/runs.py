@@ -43,8 +43,8 @@ def train(arguments, **options):
     return finish(start(arguments, **options))
 
 
-def finish(process, timeout=240):
-    """Wait for a process; return its exit code and what it printed."""
+def finish(process, timeout=900):
+    """Wait for a process; return its exit code and what it printed. DeepSpeed's first start on a CPU compiles for minutes."""
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 

@@ -42,7 +42,7 @@ def run_line(words, arguments, launch=()):
     own = after_launch(words)
     command = [*LAUNCH, "--main_process_port", "0", *launch, *own[: own.index("train") + 1], "a green duck", *arguments]
     done = subprocess.run(
-        command, env=environment() | variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300
+        command, env=environment() | variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
     )
     return done.returncode, done.stdout
 
@@ -214,17 +214,18 @@ def test_deepspeed_is_on_and_its_own_precision_and_clipping_are_off():
     pytest.importorskip("deepspeed")
     codes, outputs = two_ranks([[], []], ZERO_3)
     assert codes == [0, 0], outputs
-    assert outputs[0].splitlines() == ["3 bf16 DEEPSPEED 0.0 {'enabled': False}"], "and nothing else is printed"
+    assert outputs[0].splitlines()[-1] == "3 bf16 DEEPSPEED 0.0 {'enabled': False}"  # the first start compiles, and says so
 
 
 @pytest.mark.parametrize(
     ("other_flags", "driver", "told"),
     [
         (["--score.rank", "3"], "", ["configuration score.rank must be the same on all ranks, got 4 on rank 0, 3 on rank 1"]),
+        (["--num-updates", "0"], "", ["num_updates must be at least 1, got 0: raise --num-updates (on rank 1)"]),
         ([], OLD_TORCH_ON_RANK_1, ["version of torch must be the same on all ranks", "'2.6.1' on rank 1: install the same packages"]),
         ([], NO_DEEPSPEED_ON_RANK_1, ["DeepSpeed, which is not installed: pip install dist_vsd[deepspeed]", "(on rank 1)"]),
     ],
-    ids=["configuration", "version", "deepspeed"],
+    ids=["configuration", "bad input", "version", "deepspeed"],
 )
 def test_ranks_that_differ_all_end_with_2_and_one_line(other_flags, driver, told, tmp_path):
     flags = ["--num-particles", "2", "--score.rank", "4", "--run-dir", str(tmp_path / "run")]

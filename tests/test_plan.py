@@ -12,7 +12,7 @@ from dist_vsd.commands import plan
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling import cost_model
 from dist_vsd.scaling.cost_model import Cluster, Link, Sizes, Span, StageSeconds, update_cost
-from dist_vsd.scaling.stage_times import counted, read_measured
+from dist_vsd.scaling.stage_times import counted, line_through, read_measured
 
 STAGES = StageSeconds(render=0.1, scores=0.2, backward=0.3, phi=0.4)
 SIZES = Sizes(theta_numbers=1000, phi_numbers=500, prior_bytes=1e6, render_bytes=1e5)
@@ -245,11 +245,30 @@ def test_a_bench_file_gives_seconds_of_a_render_and_memory(tmp_path):
     assert times.source.startswith("measured on two cores")
 
 
-def test_of_several_rows_on_one_rank_the_nearest_is_taken_and_no_runs_at_the_same_time(tmp_path):
-    at_once, on_four_ranks = bench_row(num_particles=8, num_runs=4), bench_row(num_particles=8, num_ranks=4)
-    file = bench_file(tmp_path, at_once, bench_row(num_particles=1), bench_row(num_particles=4), on_four_ranks)
-    assert read_measured(tmp_path / file, 1).stages.render == pytest.approx(0.2)
-    assert read_measured(tmp_path / file, 8).stages.render == pytest.approx(0.05)
+def test_the_two_nearest_rows_on_one_rank_give_a_line_and_runs_at_the_same_time_none(tmp_path):
+    def row(num_particles, render, **changes):
+        return bench_row(num_particles=num_particles, stages=bench_row()["stages"] | {"render": render}, **changes)
+
+    others = row(2, 99.0, num_runs=4), row(2, 99.0, num_ranks=4)
+    file = tmp_path / bench_file(tmp_path, *others, row(1, 0.5), row(4, 0.8), row(16, 3.2))
+    near, far = read_measured(file, 2), read_measured(file, 9)
+    assert (near.stages.render, near.fixed.render) == pytest.approx((0.1, 0.4))  # 0.5 = 0.4 + 0.1, 0.8 = 0.4 + 4 * 0.1
+    assert (far.stages.render, far.fixed.render) == pytest.approx((0.2, 0.0))
+    assert (near.stages.scores, near.fixed.scores) == pytest.approx((0.0, 0.4))  # as long with 4 as with 1
+
+
+def test_a_line_has_no_negative_part():
+    short, long = StageSeconds(1.0, 1.0, 1.0, 1.0), StageSeconds(0.5, 1.0, 2.0, 8.0)
+    each, fixed = line_through({2: short, 4: long})
+    assert each == StageSeconds(0.0, 0.0, 0.5, 2.0)
+    assert fixed == StageSeconds(0.5, 1.0, 0.0, 0.0)
+
+
+def test_fixed_seconds_are_paid_once_by_every_rank():
+    fixed = StageSeconds(1.0, 2.0, 3.0, 4.0, 5.0)
+    cost = cost_of(5, 1, 4, num_phi_steps=2, fixed=fixed)
+    assert cost.compute == pytest.approx(1 + 2 + 3 + 2 * 4 + 5 + 1.25 * (0.6 + 2 * 0.4))
+    assert cost.imbalance == pytest.approx(0.75 * (0.6 + 2 * 0.4))
 
 
 def test_a_bench_files_stages_are_what_one_rank_is_foretold(tmp_path, capsys):

@@ -36,8 +36,8 @@ DESCRIPTION = """Foretell seconds, communication, memory and node-hours of a run
 Without --measured, the networks' times are Stable Diffusion's counted work over --gpu-tflops, and the field's is --render-ms, an
 assumption: good for shares and trends, not for seconds.
 
-Assumed: rings inside a node and then between nodes, over each node's one link; stage times in proportion to renders; ranks
-alike, no stragglers; no time for starting, checkpoints and previews. dist_vsd/scaling/cost_model.py has the formulas."""
+Assumed: rings inside a node and then between nodes, over each node's one link; stage times linear in the renders;
+ranks alike, no stragglers; no time for starting, checkpoints and previews. dist_vsd/scaling/cost_model.py has the formulas."""
 COLUMNS = (
     "nodes", "ranks", "particles", "shards x views", "s/update", "updates/s", "particle-up./s", "comm. %", "efficiency", "GiB", "node-hours"
 )  # fmt: skip
@@ -189,7 +189,7 @@ def foretell(parsed: PlanArguments, num_nodes: int, num_prompts: int) -> Scale:
     sizes = times.sizes
     if parsed.activations_mib is not None:
         sizes = dataclasses.replace(sizes, render_bytes=parsed.activations_mib * MIB)
-    cost = update_cost(layout, cluster, times.stages, sizes, parsed.steps_per_update, parsed.overlap)
+    cost = update_cost(layout, cluster, times.stages, sizes, parsed.steps_per_update, parsed.overlap, times.fixed)
     memory = rank_memory_bytes(layout, sizes, parsed.micro_batch_size, parsed.offload)
     hours = node_hours(num_nodes, cost.seconds, parsed.num_updates, num_prompts)
     return Scale(cost=cost, memory=memory, node_hours=hours, times=dataclasses.replace(times, sizes=sizes))
@@ -281,6 +281,6 @@ def plain(scale: Scale) -> dict[str, Any]:
         "sent_bytes_per_update": sent,
         "memory_bytes": scale.memory,
         "node_hours": scale.node_hours,
-        "stage_times": {"source": scale.times.source, **dataclasses.asdict(scale.times.stages)},
+        "stage_times": {name: value for name, value in dataclasses.asdict(scale.times).items() if name != "sizes"},
         "sizes": dataclasses.asdict(scale.times.sizes),
     }

@@ -16,6 +16,7 @@ import io
 import logging
 import os
 import platform
+import sys
 import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,15 @@ def start_process(precision: str = "", timeout_seconds: float = 600.0, refusal: 
         _set_up_deepspeed(plugin)
     stage = plugin.zero_stage if plugin is not None else 0
     return Process(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator, resolved, stage)
+
+
+def leave_process_group() -> None:
+    """Take the process group down, if there is one: threads that it leaves behind can abort the interpreter as it ends.
+
+    NCCL would wait for ranks that are lost; there the group is left to the end of the process when an error is on its way.
+    """
+    if dist.is_initialized() and (dist.get_backend() == "gloo" or sys.exc_info()[0] is None):
+        dist.destroy_process_group()
 
 
 def check_launch() -> None:

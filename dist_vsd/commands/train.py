@@ -55,24 +55,31 @@ def run(arguments: list[str]) -> int:
         refusal = str(error)  # of this rank; all ranks must hear of it
 
     # The heavy imports wait until the words on the command line are known to be right.
-    from dist_vsd.commands.process import check_same_start, start_process
+    from dist_vsd.commands.process import leave_process_group, start_process
+
+    try:
+        process = start_process(config.precision if parsed else "", refusal=refusal)
+        assert parsed is not None
+        return _train(parsed, config, directory, process)
+    finally:
+        leave_process_group()
+
+
+def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, process: Process) -> int:
+    """Lay the particles over the ranks and optimise them (collective); see cli.main for the exit codes."""
+    from dist_vsd.commands.estimate import print_estimate
+    from dist_vsd.commands.process import check_same_start
     from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
     from dist_vsd.distributed.layout import Layout
-
-    process = start_process(config.precision if parsed else "", refusal=refusal)
-    assert parsed is not None
-    layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards)
-    config = dataclasses.replace(config, precision=process.precision, num_views=layout.num_views)
-    check_start(config, process)
-    if parsed.dry_run:
-        from dist_vsd.commands.estimate import print_estimate
-
-        return print_estimate(config, layout, process)
-
     from dist_vsd.training.loop import train
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.state import build_state
 
+    layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards)
+    config = dataclasses.replace(config, precision=process.precision, num_views=layout.num_views)
+    check_start(config, process)
+    if parsed.dry_run:
+        return print_estimate(config, layout, process)
     stop = StopRequest().install()
     begin = time.monotonic()
     with naming_lost_ranks("while it ran"):
@@ -83,6 +90,7 @@ def run(arguments: list[str]) -> int:
         done = train(state, directory, stop)
     say = print if layout.rank == 0 else _ignore
     if not done:
+        stop.ignore()
         say(f"stopped by {stop.signal_name or 'another rank'}; everything is saved. Go on with the same command and --resume:")
         say(f"  dist-vsd train --resume --run-dir {config.run_dir}")
         return 75

@@ -50,9 +50,10 @@ class Layout:
             return Layout(num_particles, world_size, num_shards, rank, num_views or world_size // num_shards)
         fitting = [s for s in _divisors(world_size) if s <= num_particles and _splits(num_views, world_size // s)]
         if not fitting:
-            near = [v for v in range(1, 2 * max(num_views, world_size) + 1) if _can_be_laid(num_particles, world_size, v)]
-            below = [v for v in near if v < num_views][-1:]
-            choices = " or ".join(map(str, below + [v for v in near if v > num_views][:1]))
+            shares = [world_size // s for s in _divisors(world_size) if s <= num_particles]
+            below = [v for v in (num_views // r * r for r in shares) if v]
+            above = [(num_views // r + 1) * r for r in shares]
+            choices = " or ".join(map(str, [*([max(below)] if below else []), min(above)]))
             raise ValueError(
                 f"{num_particles} particle(s) with {num_views} view(s) each can't be laid over {world_size} ranks: ranks that "
                 f"share a particle must split its views evenly; use --num-views {choices}, or another number of ranks"
@@ -121,10 +122,6 @@ def _divisors(number: int) -> list[int]:
 
 def _splits(num_views: int, view_ranks: int) -> bool:
     return num_views % view_ranks == 0  # 0 views stand for as many as there are ranks
-
-
-def _can_be_laid(num_particles: int, world_size: int, num_views: int) -> bool:
-    return any(s <= num_particles and _splits(num_views, world_size // s) for s in _divisors(world_size))
 
 
 def _check_shards(num_particles: int, world_size: int, num_views: int, num_shards: int) -> None:

@@ -1,13 +1,13 @@
 """What an update costs on many ranks: closed forms of counts, bytes and seconds. Nothing here runs a network or reads a file.
 
-    update = render + scores + backward + phi + other         seconds of one render, times the renders of an average rank
+    update = render + scores + backward + phi + other         fixed seconds, and those of a render times an average rank's renders
            + imbalance                                        what the fullest rank takes longer
            + theta's reduction over the ranks of a particle   nothing hides it
            + phi's reduction over all ranks                   less what ``overlap`` hides
            + agreement                                        small messages: the flags to stop or skip, phi's loss
 
-Assumptions. Seconds of a stage grow in proportion to the renders: no gain by larger micro-batches, no cost of a launch. Ranks
-are alike and start together: no stragglers. Reductions are rings, inside a node and then between nodes, and one thing at a
+Assumptions. Seconds of a stage grow linearly with the renders; without two measurements on one rank, in proportion to them.
+Ranks are alike and start together: no stragglers. Reductions are rings, inside a node and then between nodes, and one thing at a
 time uses a link, but for the particles that reduce theta over the same link at the same time. The fp32 gradients travel whole.
 Not counted: start, checkpoints, previews, comparisons of phi, the deterministic mode, ZeRO's gathers of weights.
 Units: seconds, bytes, bytes a second.
@@ -68,7 +68,7 @@ class Cluster:
 
 @dataclasses.dataclass(frozen=True)
 class StageSeconds:
-    """Seconds of one render in each stage of an update (training/update.py).
+    """Seconds in each stage of an update (training/update.py), of one render or of what does not grow with the renders.
 
     Attributes:
         render, scores, backward: see there.
@@ -81,6 +81,9 @@ class StageSeconds:
     backward: float
     phi: float
     other: float = 0.0
+
+
+NOTHING = StageSeconds(0.0, 0.0, 0.0, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -257,7 +260,13 @@ def render_seconds(stages: StageSeconds, num_phi_steps: int) -> float:
 
 
 def update_cost(
-    layout: Layout, cluster: Cluster, stages: StageSeconds, sizes: Sizes, num_phi_steps: int = 1, overlap: float = 0.0
+    layout: Layout,
+    cluster: Cluster,
+    stages: StageSeconds,
+    sizes: Sizes,
+    num_phi_steps: int = 1,
+    overlap: float = 0.0,
+    fixed: StageSeconds = NOTHING,
 ) -> UpdateCost:
     """Return what one update costs.
 
@@ -268,6 +277,7 @@ def update_cost(
         sizes: of theta and phi.
         num_phi_steps: of phi in an update, each with a reduction.
         overlap: share of phi's reduction that can run during the phi step that makes it, 0..1.
+        fixed: seconds of an update whatever the number of renders.
     """
     assert layout.world_size == cluster.num_ranks, (layout, cluster)
     average, most, particles = average_renders(layout), most_renders(layout), most_particles(layout)
@@ -275,18 +285,19 @@ def update_cost(
     fellows = span_of_neighbours(layout.view_ranks, cluster.gpus_per_node)
     theta_bytes, phi_bytes = NUMBER_BYTES * sizes.theta_numbers, NUMBER_BYTES * sizes.phi_numbers
     phi_reduction = all_reduce_seconds(phi_bytes, everyone, cluster) if phi_bytes else 0.0
-    hidden = hidden_seconds(phi_reduction, overlap, stages.phi * average)
+    phi_step = fixed.phi + stages.phi * average
+    hidden = hidden_seconds(phi_reduction, overlap, phi_step)
     sent_by_node = num_phi_steps * ring_sent_bytes(phi_bytes, everyone.num_nodes)
     sent_by_node += particles * ring_sent_bytes(theta_bytes * fellows.sharing, fellows.num_nodes)
     sent_by_rank = num_phi_steps * ring_sent_bytes(phi_bytes, layout.world_size)
     return UpdateCost(
         layout=layout,
         cluster=cluster,
-        render=stages.render * average,
-        scores=stages.scores * average,
-        backward=stages.backward * average,
-        phi=stages.phi * average * num_phi_steps,
-        other=stages.other * average,
+        render=fixed.render + stages.render * average,
+        scores=fixed.scores + stages.scores * average,
+        backward=fixed.backward + stages.backward * average,
+        phi=phi_step * num_phi_steps,
+        other=fixed.other + stages.other * average,
         imbalance=(most - average) * render_seconds(stages, num_phi_steps),
         theta_reduction=particles * all_reduce_seconds(theta_bytes, fellows, cluster),
         phi_reduction=num_phi_steps * (phi_reduction - hidden),

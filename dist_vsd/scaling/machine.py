@@ -61,7 +61,7 @@ def describe_machine(places: Places) -> str:
         named = [line for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
         model = named[0].partition(":")[2].strip() if named else model
     pinned = "" if places.pinned else ", ranks not pinned"
-    return f"{len(places.ids)} {places.kind}(s){pinned}, {model}, {platform.platform()}"
+    return f"{len(places.ids)} {places.kind}(s){pinned}, {model}, {platform.system()} {platform.machine()}"
 
 
 class OtherPrograms:

@@ -11,7 +11,7 @@ from typing import Any
 
 from dist_vsd.config import read_yaml
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.scaling.cost_model import NUMBER_BYTES, STATE_NUMBERS, Sizes, StageSeconds
+from dist_vsd.scaling.cost_model import NOTHING, NUMBER_BYTES, STATE_NUMBERS, Sizes, StageSeconds
 
 STAGES = ("render", "scores", "backward", "phi")  # as training/update.py has them
 MAKE_ONE = "make one with `dist-vsd bench scaling`, or give a run directory of `dist-vsd train`"
@@ -34,17 +34,19 @@ ASSUMED_RENDER_MS = 120.0
 
 @dataclasses.dataclass(frozen=True)
 class StageTimes:
-    """Seconds of one render by stage, what a rank holds, and where both are from.
+    """Seconds by stage, what a rank holds, and where both are from.
 
     Attributes:
         stages: of one render.
         sizes: of theta, phi and the frozen networks.
         source: one line for the reader.
+        fixed: of an update, whatever the number of renders.
     """
 
     stages: StageSeconds
     sizes: Sizes
     source: str
+    fixed: StageSeconds = NOTHING
 
 
 def counted(gpu_tflops: float, render_ms: float) -> StageTimes:
@@ -76,7 +78,8 @@ def read_measured(path: Path, renders_of_a_rank: float) -> StageTimes:
 
     Args:
         path: of the file or the directory.
-        renders_of_a_rank: that are planned; of several rows on one rank, the nearest one is taken.
+        renders_of_a_rank: that are planned. Of rows on one rank with several numbers of renders, the two nearest give a fixed
+            cost and a cost of a render; one alone is taken in proportion.
 
     Raises:
         ValueError: the file is missing, or is not what it should be.
@@ -96,23 +99,53 @@ def read_measured(path: Path, renders_of_a_rank: float) -> StageTimes:
     alone = [row for row in rows if row.get("num_ranks") == 1 and row["num_ranks"] is not True and row.get("num_runs", 1) == 1]
     if not alone:
         raise ValueError(f"measurement {path} needs a row with num_ranks 1, its {len(rows)} row(s) have none: {MAKE_ONE}")
-    renders = [_count(row, "num_particles", path) * _count(row, "num_views", path, 1) for row in alone]
-    chosen = min(range(len(alone)), key=lambda i: abs(renders[i] - renders_of_a_rank))
+    by_renders = {_count(row, "num_particles", path) * _count(row, "num_views", path, 1): row for row in alone}
+    nearest = sorted(by_renders, key=lambda renders: abs(renders - renders_of_a_rank))[:2]
     machine = content.get("machine")
     where = f" on {' '.join(machine.split())[:80]}" if isinstance(machine, str) and machine.split() else ""
-    return _of_row(alone[chosen], renders[chosen], path, where)
+    seconds = {renders: _row_seconds(by_renders[renders], path) for renders in nearest}
+    source = f"measured{where}: {' and '.join(map(str, sorted(nearest)))} render(s) an update on one rank, {path}"
+    sizes = _row_sizes(by_renders[nearest[0]], nearest[0], path)
+    stages, fixed = line_through(seconds) if len(nearest) > 1 else (_scaled(seconds[nearest[0]], 1 / nearest[0]), NOTHING)
+    return StageTimes(stages, sizes, source, fixed)
 
 
-def _of_row(row: dict[str, Any], renders: int, path: Path, where: str) -> StageTimes:
-    """Return the stage times of a bench file's row on one rank."""
+def line_through(seconds: dict[int, StageSeconds]) -> tuple[StageSeconds, StageSeconds]:
+    """Return (seconds of one render, fixed seconds) of the line through two measurements, stage by stage.
+
+    Neither is negative: a stage that got shorter with more renders is taken as fixed, one that grew faster than the renders as
+    proportional, at the larger measurement.
+
+    Args:
+        seconds: of a whole update, by its number of renders.
+    """
+    (few, short), (many, long) = sorted(seconds.items())
+    each, fixed = {}, {}
+    for stage in dataclasses.fields(StageSeconds):
+        a, b = getattr(short, stage.name), getattr(long, stage.name)
+        slope = min(max(0.0, (b - a) / (many - few)), b / many)
+        each[stage.name], fixed[stage.name] = slope, b - slope * many
+    return StageSeconds(**each), StageSeconds(**fixed)
+
+
+def _scaled(seconds: StageSeconds, factor: float) -> StageSeconds:
+    return StageSeconds(**{name: value * factor for name, value in dataclasses.asdict(seconds).items()})
+
+
+def _row_seconds(row: dict[str, Any], path: Path) -> StageSeconds:
+    """Return the seconds of a whole update by a bench file's row, but of one phi step."""
     seconds, steps = row.get("stages"), _count(row, "steps_per_update", path, 1)
     if not isinstance(seconds, dict):
         raise ValueError(f"measurement {path}: stages must hold seconds by stage, got {_short(seconds)}: {MAKE_ONE}")
-    each = {name: _number(seconds, name, path) / renders for name in STAGES}
-    other = max(0.0, _number(row, "seconds_per_update", path) / renders - sum(each.values()))
-    stages = StageSeconds(each["render"], each["scores"], each["backward"], each["phi"] / steps, other)
+    each = {name: _number(seconds, name, path) for name in STAGES}
     if sum(each.values()) < SHORTEST_SECONDS:
         raise ValueError(f"measurement {path}: the stages must take some time, they add up to {sum(each.values())} s: {MAKE_ONE}")
+    other = max(0.0, _number(row, "seconds_per_update", path) - sum(each.values()))
+    return StageSeconds(each["render"], each["scores"], each["backward"], each["phi"] / steps, other)
+
+
+def _row_sizes(row: dict[str, Any], renders: int, path: Path) -> Sizes:
+    """Return what a rank holds by a bench file's row."""
     theta, phi = _count(row, "theta_numbers", path), _count(row, "phi_numbers", path, least=0)
     prior = _number(row, "prior_bytes", path) if row.get("prior_bytes") is not None else None
     render_bytes = None
@@ -121,8 +154,7 @@ def _of_row(row: dict[str, Any], renders: int, path: Path, where: str) -> StageT
         rest = _number(row, "peak_memory_mib", path) * MIB - held
         together = min(renders, _count(row, "micro_batch_size", path, renders))
         render_bytes = rest / together if rest > 0 else None
-    source = f"measured{where}: {renders} render(s) an update on one rank, {path}"
-    return StageTimes(stages, Sizes(theta, phi, prior, render_bytes), source)
+    return Sizes(theta, phi, prior, render_bytes)
 
 
 def _of_run(path: Path) -> StageTimes:

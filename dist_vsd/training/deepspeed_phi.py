@@ -32,19 +32,26 @@ class DeepSpeedPhi:
         score: eps_phi.
         optimizer: torch's AdamW over phi; ZeRO gives each rank a part of its state.
         collectives: of the run.
+        loss_scale: see PlainPhi; DeepSpeed multiplies and divides by it.
         accelerator: of this process, with a DeepSpeed plugin.
     """
 
     same_batches = True  # stages 2 and 3 communicate in every backward pass
 
     def __init__(
-        self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, accelerator: Accelerator
+        self,
+        score: LoraScore,
+        optimizer: torch.optim.Optimizer,
+        collectives: Collectives,
+        loss_scale: float,
+        accelerator: Accelerator,
     ) -> None:
         self.score, self._collectives = score, collectives
         self._stage: int = accelerator.state.deepspeed_plugin.zero_stage
         self.same_forwards = self._stage == 3  # a forward pass gathers the UNet's shards
         self._shapes = {name: p.shape for name, p in score.phi().items()}
         self._engine, _ = accelerator.prepare(score, optimizer)
+        self._engine.optimizer.override_loss_scale(loss_scale)
         self._world_size, self._rank = accelerator.num_processes, accelerator.process_index
         self._num_bytes = 4 * sum(shape.numel() for shape in self._shapes.values())
 

@@ -20,6 +20,11 @@ class StopRequest:
             signal.signal(number, self._remember)
         return self
 
+    def ignore(self) -> None:
+        """Ignore the signals from now on, when everything is saved: a launcher that sees one rank end sends SIGTERM to the others."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def _remember(self, number: int, _frame: types.FrameType | None) -> None:
         if number == signal.SIGINT and self.signal_name == "SIGINT":
             raise KeyboardInterrupt

@@ -101,7 +101,7 @@ def build_phi(
     if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
         from dist_vsd.training.deepspeed_phi import DeepSpeedPhi
 
-        return DeepSpeedPhi(score, optimizer, collectives, accelerator)
+        return DeepSpeedPhi(score, optimizer, collectives, loss_scale, accelerator)
     if config.deterministic:
         return OrderedPhi(score, optimizer, collectives, loss_scale)
     if accelerator is not None and accelerator.num_processes > 1:
