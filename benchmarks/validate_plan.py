@@ -138,7 +138,7 @@ def wait_for(processes: list[subprocess.Popen], log_file: Path) -> bool:
 def train(hosts: Hosts, folder: Path, asked: argparse.Namespace) -> tuple[list[dict[str, Any]], Timing, float]:
     """Train on both hosts; return the updates after the warm-up, what they took, and the bytes that rank 0 sent in one."""
     arguments = ["-m", "dist_vsd", "train", "a green duck", "--num-particles", "2", "--run-dir", str(folder), *TINY_FIELD]
-    arguments += ["--num-updates", str(asked.num_updates), "--score.rank", str(asked.score_rank), "--log-every", "1"]
+    arguments += ["--num-updates", str(asked.num_updates), "--score.rank", str(asked.score_rank), "--log-every", "1", "--no-turntables"]
     arguments += ["--check-every", "1000000", "--checkpoint-every", "1000000", "--preview-every", "1000000"]
     metrics, log_file = folder / "metrics.jsonl", folder.with_suffix(".log")
     begun: tuple[int, int] | None = None  # (updates done, bytes sent) after the warm-up

@@ -32,7 +32,7 @@ DEFAULT_PRESET = "embedded"
 # trajectory of theta and phi, or (how the work is laid out) only by the rounding of sums.
 FREE_ON_RESUME = {
     "resume", "run_dir", "prompt_file", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
-    "num_shards", "micro_batch_size", "particles.offload",
+    "num_shards", "micro_batch_size", "particles.offload", "turntables",
 }  # fmt: skip
 
 
@@ -136,6 +136,8 @@ class RunConfig:
     """Updates between two comparisons of phi over the ranks."""
     preview_every: int = 200
     """Updates between two grids in renders/."""
+    turntables: bool = True
+    """Write a turntable of each particle at the end; `dist-vsd render` makes them at any time."""
     resume: bool = False
     """Continue the run in run_dir from its newest valid checkpoint."""
     score: ScoreConfig = ScoreConfig()

@@ -17,7 +17,7 @@ def assert_close(one, other):
 
 def test_two_ranks_make_the_same_particles_as_one(tmp_path):
     arguments = ["a green duck", "--num-particles", "2", *TINY, "--micro-batch-size", "1"]
-    process = start([*arguments, "--run-dir", str(tmp_path / "two")], num_ranks=2)
+    process = start([*arguments, "--turntables", "--run-dir", str(tmp_path / "two")], num_ranks=2)
     code, output = finish(process)
     assert code == 0, output
     assert "turntables of 2 particle(s)" in output

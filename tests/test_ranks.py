@@ -137,7 +137,7 @@ def events(folder):
 )
 def test_what_is_not_finite_on_one_rank_is_mended_and_all_ranks_go_on(tmp_path, fault, says):
     output = run(tmp_path / "run", ["a green duck", *TINY], num_ranks=2, fault=(fault, "1"))
-    assert "turntables of 2 particle(s)" in output
+    assert "2 particle(s) are saved" in output
     assert any(re.fullmatch(says, event) for event in events(tmp_path / "run")), events(tmp_path / "run")
     tensors = checkpoint(tmp_path / "run", 8)
     assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())

@@ -94,11 +94,15 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         say(f"stopped by {stop.signal_name or 'another rank'}; everything is saved. Go on with the same command and --resume:")
         say(f"  dist-vsd train --resume --run-dir {config.run_dir}")
         return 75
-    with naming_lost_ranks("while turntables were rendered"):
-        write_turntables(state, directory.path)
-        collectives.barrier()
-    say(f"done in {(time.monotonic() - begin) / 60:.1f} minutes: turntables of {config.num_particles} particle(s) are in")
-    say(f"  {directory.path / 'export'}")
+    if config.turntables:
+        with naming_lost_ranks("while turntables were rendered"):
+            write_turntables(state, directory.path)
+            collectives.barrier()
+    minutes, what = (time.monotonic() - begin) / 60, f"{config.num_particles} particle(s)"
+    if config.turntables:
+        say(f"done in {minutes:.1f} minutes: turntables of {what} are in\n  {directory.path / 'export'}")
+    else:
+        say(f"done in {minutes:.1f} minutes: {what} are saved; look at them with\n  dist-vsd render {config.run_dir}")
     return 0
 
 

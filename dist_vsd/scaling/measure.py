@@ -156,7 +156,7 @@ def train_command(job: Job, settings: Settings, run_dir: Path, launcher: Path) -
         command += ["-m", "accelerate.commands.launch", "--config_file", str(launcher), "--main_process_port", "0"]
     command += ["-m", "dist_vsd.scaling.pinned", "train", settings.prompt, *settings.words]
     command += ["--num-particles", str(job.num_particles), "--num-updates", str(settings.num_updates), "--run-dir", str(run_dir)]
-    command += ["--log-every", "1"]
+    command += ["--log-every", "1", "--no-turntables"]
     # Once, after the last update, which is timed before.
     for flag in ("--checkpoint-every", "--check-every", "--preview-every"):
         command += [flag, str(settings.num_updates)]
