@@ -1,6 +1,7 @@
 """Checkpoints: whole or passed over, pruned, and safe from a failing disk."""
 
 import json
+import random
 import shutil
 import signal
 import subprocess
@@ -108,7 +109,11 @@ DAMAGES = {
     "a newer version": (lambda f: change_manifest(f, version=3), "it has format version 3, this program reads 2"),
     "an older version": (lambda f: change_manifest(f, version=1), "it has format version 1, this program reads 2"),
     "another configuration's": (lambda f: change_manifest(f, config_sha256="0" * 64), "it is from a run with another configuration"),
-    "fewer particles": (lambda f: change_manifest(f, num_particles=3), "its manifest does not name particles/0002.safetensors"),
+    "fewer particles": (lambda f: change_manifest(f, num_particles=3), "it is from a run with another configuration"),
+    "a particle that is not named": (
+        lambda f: change_manifest(f, sha256={k: v for k, v in manifest_of(f)["sha256"].items() if "0001" not in k}),
+        "its manifest does not name particles/0001.safetensors",
+    ),
     "another update's": (lambda f: change_manifest(f, update=3), "its manifest is of update 3"),
     "a path outside": (name_outside, "its manifest names ../../config.yaml, outside of it"),
 }
@@ -132,6 +137,21 @@ def test_a_damaged_checkpoint_is_named_and_passed_over_for_the_older_one(run, st
     assert (found.update, found.path.name) == (2, "update_00000002")
     assert len(notes) == 1
     assert notes[0].startswith(f"checkpoint update_00000004 is passed over: {says}")
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_whatever_stands_in_a_manifest_it_is_passed_over_in_one_line(run, state, seed):
+    """Each entry in turn becomes some other JSON value, at times a nested one, at times with odd names of files."""
+    generator = random.Random(seed)
+    folder = run / "checkpoints" / "update_00000004"
+    odd = [None, True, -1, 1e400, float("nan"), "", "x" * 5000, [], {}, [[]], {"a": {}}, {"\0": "0"}, {"x" * 5000: "0"}, {"..": 1}, "9" * 5000]
+    key = generator.choice(["version", "update", "sha256", "config_sha256", "num_particles"])
+    change_manifest(folder, **{key: generator.choice(odd)})
+    found, notes = newest_valid(run / "checkpoints", state.config)
+    assert found.update == 2
+    assert len(notes) == 1
+    assert "\n" not in notes[0]
+    assert len(notes[0]) < 300
 
 
 def test_a_run_resumed_past_a_damaged_checkpoint_ends_to_the_bit_where_it_ended_before(finished, run, capsys):

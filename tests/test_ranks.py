@@ -32,6 +32,12 @@ def relative_difference(one, other):
     return max(float((a - b).norm() / a.norm()) for a, b in join)
 
 
+def metrics(folder):
+    """Return the logged figures but for seconds and memory, which no two runs share."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("seconds/", "memory/"))} for line in lines if "event" not in line]
+
+
 def parameters(tensors):
     """Return theta and phi without their optimisers' moments."""
     return {n: t for n, t in tensors.items() if n.startswith("phi.safetensors") or ":theta/" in n and t.is_floating_point()}
@@ -88,6 +94,17 @@ def test_a_forgotten_reduction_stops_the_run_at_the_next_check_and_names_the_ran
     code, output = train(arguments, num_ranks=2, fault=("no_reduction", "0"))
     assert code == 1
     assert "phi after update 3 differs between ranks: rank(s) 1 from rank 0" in output
+
+
+def test_a_run_resumed_on_the_same_ranks_goes_on_to_the_bit(tmp_path):
+    """Four ranks: with more than two, the order of a sum matters. Metrics too, but for seconds and memory."""
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    run(whole, ["a green duck", *TINY, "--num-particles", "4"], num_ranks=4)
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "checkpoints" / "update_00000008")
+    run(resumed, ["--resume"], num_ranks=4)
+    assert different(checkpoint(whole, 8), checkpoint(resumed, 8)) == []
+    assert metrics(whole) == metrics(resumed)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):

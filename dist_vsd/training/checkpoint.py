@@ -171,14 +171,14 @@ def newest_valid(folder: Path, config: RunConfig) -> tuple[Checkpoint | None, li
     passed_over: list[str] = []
     names = sorted((p for p in folder.glob("update_*") if _NAME.fullmatch(p.name)), reverse=True)
     for path in names:
-        fault = _fault(path, config_fingerprint(config))
+        fault = _fault(path, config)
         if fault is None:
             return Checkpoint(path, int(path.name.removeprefix("update_"))), passed_over
         passed_over.append(f"checkpoint {path.name} is passed over: {fault}")
     return None, passed_over
 
 
-def _fault(path: Path, fingerprint: str) -> str | None:
+def _fault(path: Path, config: RunConfig) -> str | None:
     """Say what is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
@@ -194,13 +194,16 @@ def _fault(path: Path, fingerprint: str) -> str | None:
         return f"{MANIFEST} is missing or unreadable"
     if f"update_{update:08d}" != path.name:
         return f"its manifest is of update {update}"
-    if saved_fingerprint != fingerprint:
+    if saved_fingerprint != config_fingerprint(config) or num_particles != config.num_particles:
         return "it is from a run with another configuration"
-    absent = [name for name in (f"particles/{i:04d}.safetensors" for i in range(min(num_particles, 10**6))) if name not in hashes]
+    absent = next((name for i in range(config.num_particles) if (name := f"particles/{i:04d}.safetensors") not in hashes), None)
     if absent:
-        return f"its manifest does not name {absent[0]}"
+        return f"its manifest does not name {absent}"
     for name, digest in hashes.items():
-        file = (path / name).resolve()
+        try:
+            file = (path / name).resolve()
+        except (ValueError, OSError):  # a null byte, or a name that is too long
+            return f"its manifest names {name[:40]!r}, which is no file's name"
         if not file.is_relative_to(path.resolve()):
             return f"its manifest names {name}, outside of it"
         if not file.is_file():

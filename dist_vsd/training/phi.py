@@ -167,7 +167,9 @@ class DataParallelPhi(PlainPhi):
         accelerator: Accelerator,
     ) -> None:
         super().__init__(score, optimizer, collectives, loss_scale)
-        accelerator.ddp_handler = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+        # Without find_unused_parameters DDP lays its buckets anew after the first backward pass, and with them the order of a
+        # sum over more than two ranks: a resumed run would then differ in its first update from one that went on.
+        accelerator.ddp_handler = DistributedDataParallelKwargs(gradient_as_bucket_view=True, find_unused_parameters=True)
         # The networks were cast when they were loaded; autocast would cast LoRA's matrices, which eps_phi's scores leave in fp32.
         accelerator.autocast_handler = AutocastKwargs(enabled=False)
         frozen = [name for name, p in score.named_parameters() if not p.requires_grad] + [n for n, _ in score.named_buffers()]
