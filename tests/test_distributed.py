@@ -4,6 +4,7 @@ import torch
 
 from dist_vsd.cli import main
 from dist_vsd.distributed.collectives import fingerprint
+from tests.ranks import run_ranks
 from tests.runs import TINY, checkpoint, finish, start
 
 
@@ -32,8 +33,7 @@ def test_two_ranks_make_the_same_particles_as_one(tmp_path):
 
 
 def test_one_particle_on_two_ranks_is_one_particle_seen_twice(tmp_path):
-    process = start(["a green duck", "--num-particles", "1", *TINY, "--run-dir", str(tmp_path / "run")], num_ranks=2)
-    code, output = finish(process)
+    code, output = run_ranks(["a green duck", "--num-particles", "1", *TINY, "--run-dir", str(tmp_path / "run")], num_ranks=2)
     assert code == 0, output
     assert len({name.split(":")[0] for name in checkpoint(tmp_path / "run", 8) if name.startswith("particles/")}) == 1
 

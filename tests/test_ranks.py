@@ -1,4 +1,4 @@
-"""What must hold on any number of ranks, shown with real processes (gloo, started by `accelerate launch`)."""
+"""What must hold on any number of ranks, shown with real processes on gloo."""
 
 import json
 import re
@@ -7,7 +7,8 @@ import shutil
 import pytest
 import torch
 
-from tests.runs import TINY, checkpoint, train
+from tests.ranks import run_ranks
+from tests.runs import TINY, checkpoint
 
 FOUR = ["a green duck", *TINY, "--num-particles", "4", "--num-views", "2", "--num-updates", "20"]
 FOUR += ["--checkpoint-every", "20", "--micro-batch-size", "2"]  # convolutions round by the shape of a batch: the same for all
@@ -16,7 +17,7 @@ LAYOUTS = {"2 ranks": {"num_ranks": 2}, "4 ranks": {"num_ranks": 4}, "2 x 2 view
 
 def run(folder, arguments, num_ranks=1, shards=0, **options):
     """Train in a folder; it must end well."""
-    code, output = train([*arguments, "--num-shards", str(shards), "--run-dir", str(folder)], num_ranks=num_ranks, **options)
+    code, output = run_ranks([*arguments, "--num-shards", str(shards), "--run-dir", str(folder)], num_ranks=num_ranks, **options)
     assert code == 0, output
     return output
 
@@ -91,7 +92,7 @@ def test_phi_is_the_same_to_the_bit_with_bf16_networks(tmp_path):
 
 def test_a_forgotten_reduction_stops_the_run_at_the_next_check_and_names_the_ranks(tmp_path):
     arguments = ["a green duck", *TINY, "--check-every", "3", "--run-dir", str(tmp_path / "run")]
-    code, output = train(arguments, num_ranks=2, fault=("no_reduction", "0"))
+    code, output = run_ranks(arguments, num_ranks=2, fault=("no_reduction", "0"))
     assert code == 1
     assert "phi after update 3 differs between ranks: rank(s) 1 from rank 0" in output
 

@@ -1,0 +1,22 @@
+"""What the fork server of tests/ranks.py imports before it forks: modules only, no threads, no process group."""
+
+# ruff: noqa: E402, I001
+import contextlib
+import io
+import os
+
+from dist_vsd.cli import _quiet_libraries
+
+_quiet_libraries()  # read when the libraries are imported
+import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
+    import deepspeed  # noqa: F401
+
+import dist_vsd.commands.estimate  # noqa: F401
+import dist_vsd.commands.process  # noqa: F401
+import dist_vsd.commands.train  # noqa: F401
+import dist_vsd.training.loop  # noqa: F401
+import dist_vsd.training.state  # noqa: F401
