@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import hashlib
 import json
 import math
@@ -26,13 +27,16 @@ from dist_vsd.score.score_config import ScoreConfig
 OBJECTIVES = ("vsd", "sds")
 REPRESENTATIONS = ("radiance_field", "image")
 PRECISIONS = ("", "fp32", "bf16", "fp16")
+WANDB_MODES = ("auto", "online", "offline", "disabled")
+LONGEST_WANDB_TAG = 64  # wandb's own limit
 PRESET_FOLDER = Path(__file__).parent / "presets"
 DEFAULT_PRESET = "embedded"
 # Fields of a configuration that may differ between the run that saved and the run that goes on: they don't touch the
 # trajectory of theta and phi, or (how the work is laid out) only by the rounding of sums.
 FREE_ON_RESUME = {
     "resume", "run_dir", "prompt_file", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
-    "num_shards", "micro_batch_size", "particles.offload", "turntables",
+    "num_shards", "micro_batch_size", "particles.offload", "turntables", "media_every",
+    "wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags",
 }  # fmt: skip
 
 
@@ -87,6 +91,32 @@ class ParticlesConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class WandbConfig:
+    """Where a run shows on wandb; wandb's own variables (WANDB_PROJECT, WANDB_ENTITY ...) hold where a field is empty."""
+
+    mode: str = "auto"
+    """online, offline (upload later with `wandb sync`), disabled, or auto: WANDB_MODE, else online if a key is configured, else offline."""
+    project: str = ""
+    """Of wandb; empty: dist_vsd."""
+    entity: str = ""
+    """User or team that owns the project; empty: the key's own."""
+    group: str = ""
+    """Runs that belong together, such as a sweep's."""
+    name: str = ""
+    """Of the run; empty: the run directory's."""
+    tags: tuple[str, ...] = ()
+    """Beside the objective and the representation."""
+
+    def __post_init__(self) -> None:
+        if self.mode not in WANDB_MODES:
+            listed = ", ".join(WANDB_MODES)
+            raise ValueError(f"wandb.mode must be one of {listed}, got {self.mode!r}{nearest(self.mode, WANDB_MODES)}: change --wandb.mode")
+        for tag in self.tags:
+            if not 1 <= len(tag) <= LONGEST_WANDB_TAG:
+                raise ValueError(f"wandb.tags must have 1 to {LONGEST_WANDB_TAG} characters each, got {tag[:80]!r}: change --wandb.tags")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: a prompt, its particles and how they are optimised."""
 
@@ -136,6 +166,8 @@ class RunConfig:
     """Updates between two comparisons of phi over the ranks."""
     preview_every: int = 200
     """Updates between two grids in renders/."""
+    media_every: int = 200
+    """Updates between two looks at all particles: CLIP score, R-precision, diversity; and pictures, turntable and mesh for wandb."""
     turntables: bool = True
     """Write a turntable of each particle at the end; `dist-vsd render` makes them at any time."""
     resume: bool = False
@@ -147,10 +179,11 @@ class RunConfig:
     image: ImageConfig = ImageConfig()
     regularization: RegularizationConfig = RegularizationConfig()
     particles: ParticlesConfig = ParticlesConfig()
+    wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self) -> None:
         counts = ("num_particles", "num_updates", "render_size", "micro_batch_size", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every"):
+        for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every", "media_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
         if not 0.0 <= self.final_lr_fraction <= 1.0:
@@ -221,6 +254,10 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
+# A sweep merges thousands of configurations.
+_type_hints = functools.cache(typing.get_type_hints)
+
+
 def merge(config: Any, values: dict[str, Any], source: str, prefix: str = "") -> Any:
     """Return a dataclass with values of a nested mapping put in, checked by name and type.
 
@@ -233,7 +270,7 @@ def merge(config: Any, values: dict[str, Any], source: str, prefix: str = "") ->
     Raises:
         ValueError: an unknown key (nearest names given) or a value of the wrong type.
     """
-    hints = typing.get_type_hints(type(config))
+    hints = _type_hints(type(config))
     changes = {}
     for key, value in values.items():
         name = f"{prefix}{key}"

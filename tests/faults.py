@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+import time
 
 import torch
 
@@ -61,6 +62,17 @@ def no_reduction(_here):
     phi.DataParallelPhi.accumulate = accumulate
 
 
+def rank_is_slow(here):
+    """Sleep in every update."""
+    from dist_vsd.training import update as module
+
+    def push(*rest, original=module.push_particles):
+        time.sleep(0.2 if here else 0.0)
+        return original(*rest)
+
+    module.push_particles = push
+
+
 def killed_inside_a_checkpoint(here):
     """Die by SIGKILL half-way through the second checkpoint, in the first life of the process only."""
     from dist_vsd.training import checkpoint
@@ -73,7 +85,8 @@ def killed_inside_a_checkpoint(here):
     checkpoint._write = write
 
 
-FAULTS = {f.__name__: f for f in (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, killed_inside_a_checkpoint)}
+ALL = (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, rank_is_slow, killed_inside_a_checkpoint)
+FAULTS = {fault.__name__: fault for fault in ALL}
 
 
 if __name__ == "__main__":

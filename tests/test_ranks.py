@@ -34,9 +34,9 @@ def relative_difference(one, other):
 
 
 def metrics(folder):
-    """Return the logged figures but for seconds and memory, which no two runs share."""
+    """Return the logged figures but for seconds, speed and memory, which no two runs share."""
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("seconds/", "memory/"))} for line in lines if "event" not in line]
+    return [{k: v for k, v in line.items() if not k.startswith(("seconds/", "memory/", "speed/"))} for line in lines if "event" not in line]
 
 
 def parameters(tensors):
@@ -98,7 +98,7 @@ def test_a_forgotten_reduction_stops_the_run_at_the_next_check_and_names_the_ran
 
 
 def test_a_run_resumed_on_the_same_ranks_goes_on_to_the_bit(tmp_path):
-    """Four ranks: with more than two, the order of a sum matters. Metrics too, but for seconds and memory."""
+    """Four ranks: with more than two, the order of a sum matters. Metrics too, but for seconds, speed and memory."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     run(whole, ["a green duck", *TINY, "--num-particles", "4"], num_ranks=4)
     shutil.copytree(whole, resumed)

@@ -13,9 +13,9 @@ from tests.runs import TINY, checkpoint, finish, start
 
 
 def metrics(run_dir):
-    """Return the logged figures but for seconds and memory, which no two runs share."""
+    """Return the logged figures but for seconds, speed and memory, which no two runs share."""
     lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if not k.startswith(("seconds/", "memory/"))} for line in lines if "event" not in line]
+    return [{k: v for k, v in line.items() if not k.startswith(("seconds/", "memory/", "speed/"))} for line in lines if "event" not in line]
 
 
 def assert_same_to_the_bit(one, other):

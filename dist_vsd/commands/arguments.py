@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import io
+import json
 import os
 import re
+import typing
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -35,11 +38,57 @@ def parse(kind: type, arguments: list[str], command: str, description: str, defa
     extra = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(kind, args=arguments, prog=f"dist-vsd {command}", description=description, **extra)
+            return tyro.cli(kind, args=spell_out(arguments, flags_of(kind)), prog=f"dist-vsd {command}", description=description, **extra)
     except SystemExit as end:
         if end.code in (0, None):
             raise
         raise ValueError(_one_line(captured.getvalue(), command, arguments)) from None
+
+
+def flags_of(kind: type, prefix: str = "--") -> dict[str, Any]:
+    """Return the type of each flag of a nested dataclass, by the flag as it is written with dashes."""
+    flags: dict[str, Any] = {}
+    hints = typing.get_type_hints(kind, include_extras=True)
+    for field in dataclasses.fields(kind):
+        hint = hints[field.name]
+        is_unnamed = any(getattr(note, "name", None) == "" for note in getattr(hint, "__metadata__", ()))
+        plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(plain):
+            flags |= flags_of(plain, prefix if is_unnamed else f"{name}.")
+        else:
+            flags[name] = plain
+    return flags
+
+
+def spell_out(arguments: list[str], flags: dict[str, Any]) -> list[str]:
+    """Write ``--flag=True``, ``--flag=False`` and ``--flag=[1, 2]``, as wandb's agents give them, in the words that tyro takes.
+
+    Args:
+        arguments: of the command line.
+        flags: the type of each.
+    """
+    words = []
+    for argument in arguments:
+        flag, _, value = argument.partition("=")
+        flag = flag.replace("_", "-")
+        kind = flags.get(flag)
+        if kind is bool and value.lower() in ("true", "false"):
+            section, dot, name = flag.removeprefix("--").rpartition(".")
+            words.append(flag if value.lower() == "true" else f"--{section}{dot}no-{name}")
+        elif typing.get_origin(kind) is tuple and value.startswith("["):
+            words += [flag, *_items(value)]
+        else:
+            words.append(argument)
+    return words
+
+
+def _items(value: str) -> list[str]:
+    """Return the items of a list in JSON, as text; the text itself if it is none."""
+    try:
+        return [str(item) for item in json.loads(value)]
+    except ValueError:
+        return [value]
 
 
 def _one_line(text: str, command: str, arguments: list[str]) -> str:

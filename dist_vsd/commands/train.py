@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import time
@@ -15,12 +16,17 @@ from dist_vsd.commands.arguments import parse
 from dist_vsd.config import DEFAULT_PRESET, RunConfig, load_preset, merge, read_yaml, to_mapping
 from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
 from dist_vsd.training.run_directory import RunDirectory, default_run_dir
+from dist_vsd.training.wandb_reporter import RUN_ID
 
 if TYPE_CHECKING:
     from dist_vsd.commands.process import Process
     from dist_vsd.distributed.collectives import Collectives
+    from dist_vsd.training.metrics import Reporter
+    from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.state import TrainingState
 
+# What wandb shows of the particles at the end; `dist-vsd export` makes meshes of all, as fine as one likes.
+MOST_MESHES, MESH_RESOLUTION, MESH_THRESHOLD = 8, 96, 10.0
 DESCRIPTION = """Optimise n particles of one prompt by score distillation.
 
 One process:    dist-vsd train "a green duck" --num-particles 2
@@ -71,7 +77,6 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     from dist_vsd.commands.process import check_same_start
     from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
     from dist_vsd.distributed.layout import Layout
-    from dist_vsd.training.loop import train
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.state import build_state
 
@@ -87,23 +92,54 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         check_same_start(collectives, to_mapping(config))
         state = build_state(config, layout, process.device, process.accelerator)
         agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
-        done = train(state, directory, stop)
+    with directory.telling_outcome() if layout.rank == 0 else contextlib.nullcontext({}) as outcome:
+        done = optimize(state, directory, stop)
+        outcome["exit_code"] = 0 if done else 75
     say = print if layout.rank == 0 else _ignore
     if not done:
         stop.ignore()
         say(f"stopped by {stop.signal_name or 'another rank'}; everything is saved. Go on with the same command and --resume:")
         say(f"  dist-vsd train --resume --run-dir {config.run_dir}")
         return 75
-    if config.turntables:
-        with naming_lost_ranks("while turntables were rendered"):
-            write_turntables(state, directory.path)
-            collectives.barrier()
     minutes, what = (time.monotonic() - begin) / 60, f"{config.num_particles} particle(s)"
     if config.turntables:
         say(f"done in {minutes:.1f} minutes: turntables of {what} are in\n  {directory.path / 'export'}")
     else:
         say(f"done in {minutes:.1f} minutes: {what} are saved; look at them with\n  dist-vsd render {config.run_dir}")
     return 0
+
+
+def optimize(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> bool:
+    """Run the loop, with its reporter, and export the particles when it is through (collective); False if it was stopped."""
+    from dist_vsd.distributed.collectives import naming_lost_ranks
+    from dist_vsd.evaluation.look import Look
+    from dist_vsd.training.loop import restore_newest, train
+    from dist_vsd.training.wandb_reporter import open_reporter
+
+    config, collectives = state.config, state.collectives
+    with naming_lost_ranks("while it ran"):
+        first, notes = restore_newest(state, directory)
+    reporter = open_reporter(config, state.layout.rank, directory.path, first)
+    exit_code = 1
+    try:
+        for note in notes:
+            reporter.event(first, note)
+        with naming_lost_ranks("while it ran"):
+            (takes_media,) = collectives.any_of([reporter.takes_media])
+            done = train(state, first, directory, stop, reporter, Look(state, directory, reporter, takes_media))
+        if done:
+            with naming_lost_ranks("while particles were exported"):
+                if config.turntables:
+                    write_turntables(state, directory.path)
+                if takes_media and config.representation == "radiance_field":
+                    show_meshes(state, directory.path, reporter)
+                collectives.barrier()
+        exit_code = 0 if done else 75
+    finally:
+        reporter.close(exit_code)
+    with naming_lost_ranks("while wandb finished"):
+        collectives.barrier()  # a launcher ends the other ranks soon after the first one has ended
+    return done
 
 
 def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirectory]:
@@ -123,22 +159,29 @@ def _ignore(_text: str) -> None:
     """Print nothing."""
 
 
+def run_dir_of(arguments: list[str]) -> Path:
+    """Return the run directory that the words of `train` lead to; ValueError for what is wrong with them."""
+    return _run_dir(_with_prompt(_parse(arguments).run))
+
+
 def _is_restarted(arguments: list[str]) -> bool:
-    """Say whether a launcher with --max_restarts has started this process anew after a rank was lost, with a run to go on with."""
-    if os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") in ("", "0") or "--resume" in arguments:
+    """Say whether this process was started anew by its launcher (--max_restarts) or by Slurm, with a run to go on with."""
+    restarts = (os.environ.get(name, "0") for name in ("TORCHELASTIC_RESTART_COUNT", "SLURM_RESTART_COUNT"))
+    if all(count in ("", "0") for count in restarts) or "--resume" in arguments:
         return False
-    directory = RunDirectory(_run_dir(_with_prompt(_parse(arguments).run)))
-    return directory.config_file.exists()
+    return RunDirectory(run_dir_of(arguments)).config_file.exists()
 
 
 def _parse(arguments: list[str]) -> TrainArguments:
     """Parse the flags over the preset and --config; or, with --resume, over the saved run's configuration and --config."""
+    prompt, arguments = _take_prompt(arguments)
     preset, config_file = _early_value(arguments, "--preset") or DEFAULT_PRESET, _early_value(arguments, "--config")
     yaml_values = read_yaml(Path(config_file)) if config_file else {}
 
     def parse_over(config: RunConfig) -> TrainArguments:
         if config_file:
             config = merge(config, yaml_values, config_file)
+        config = dataclasses.replace(config, prompt=prompt or config.prompt)
         return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset))
 
     parsed = parse_over(load_preset(preset))
@@ -152,6 +195,13 @@ def _parse(arguments: list[str]) -> TrainArguments:
     return parse_over(merge(RunConfig(), saved, str(directory.config_file)))
 
 
+def _take_prompt(arguments: list[str]) -> tuple[str, list[str]]:
+    """Return the prompt that stands as ``--prompt=TEXT``, as wandb's agents write it, and the other words."""
+    found = [argument for argument in arguments if argument.startswith("--prompt=")]
+    prompt = found[-1].partition("=")[2] if found else ""
+    return prompt, [argument for argument in arguments if argument not in found]
+
+
 def _early_value(arguments: list[str], name: str) -> str:
     """Return the value of a flag that must be known before the others can be parsed; empty without it."""
     for i, argument in enumerate(arguments):
@@ -162,7 +212,11 @@ def _early_value(arguments: list[str], name: str) -> str:
 
 
 def _run_dir(config: RunConfig) -> Path:
-    return Path(config.run_dir) if config.run_dir else default_run_dir(config.prompt)
+    if config.run_dir:
+        return Path(config.run_dir)
+    directory, agents_id = default_run_dir(config.prompt), os.environ.get("WANDB_RUN_ID", "")
+    # Runs of an agent's sweep share their prompt.
+    return directory.with_name(f"{directory.name}-{agents_id}") if RUN_ID.fullmatch(agents_id) else directory
 
 
 def _with_prompt(config: RunConfig, may_be_empty: bool = False) -> RunConfig:
@@ -226,3 +280,25 @@ def write_turntables(state: TrainingState, path: Path) -> None:
             write_turntable(frames, path / "export" / f"turntable_{particle.id:04d}")
             state.residence.release([particle])
 
+
+def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
+    """Write a mesh of each of the first particles into ``path``/export, and report them (collective)."""
+    from dist_vsd.export.glb import write_glb
+
+    names, notes = [], []
+    for particle in state.particles:
+        if state.layout.owner(particle.id) == state.layout.rank and particle.id < MOST_MESHES:
+            name = f"export/mesh_{particle.id:04d}.glb"
+            state.residence.fetch([particle])
+            try:
+                write_glb(particle.theta, path / name, MESH_RESOLUTION, MESH_THRESHOLD)
+                names.append(name)
+            except ValueError:
+                notes.append(f"particle {particle.id} has no mesh: nothing in it is denser than {MESH_THRESHOLD:g}")
+            state.residence.release([particle])
+    state.residence.settle()
+    rows = state.collectives.gather_json([names, notes])
+    for note in (note for row in rows for note in row[1]):
+        reporter.event(state.config.num_updates, note)
+    if meshes := sorted(name for row in rows for name in row[0]):
+        reporter.show(state.config.num_updates, {"media/mesh": meshes})

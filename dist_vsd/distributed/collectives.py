@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,13 @@ def is_distributed() -> bool:
 def _device() -> torch.device:
     """Return the device that the default group's collectives want their tensors on."""
     return torch.device("cuda", torch.cuda.current_device()) if dist.get_backend() == "nccl" else torch.device("cpu")
+
+
+def _now() -> float:
+    """Return the time at which all that was asked of this rank's device is done."""
+    if dist.get_backend() == "nccl":
+        torch.cuda.synchronize()  # CPU-GPU sync
+    return time.perf_counter()
 
 
 class RankLost(RunFailed):
@@ -70,11 +78,14 @@ class Collectives:
     Attributes:
         sent_bytes: payload of the reductions that this rank has sent so far; of an all-reduce in a ring over G ranks each
             sends 2 (G - 1) / G of its length.
+        is_timed: whether the time in collectives is measured (on a GPU that takes CPU-GPU syncs).
+        waited_seconds: that this rank has spent in the collectives of an update, or waiting in them for other ranks.
     """
 
     def __init__(self, layout: Layout) -> None:
         self.layout = layout
-        self.sent_bytes = 0.0
+        self.sent_bytes = self.waited_seconds = 0.0
+        self.is_timed = False
         self._view_group = None
         if is_distributed() and layout.view_ranks > 1:
             mesh = dist.init_device_mesh(
@@ -99,7 +110,8 @@ class Collectives:
         if not is_distributed() or not tensors:
             return
         flat = torch.cat([t.reshape(-1).float() for t in tensors])
-        dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=group)
+        with self._timed():
+            dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=group)
         self.count_all_reduce(4 * flat.numel(), group_size)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
@@ -108,10 +120,20 @@ class Collectives:
         """Add an all-reduce in a ring to sent_bytes; for reductions that a library does."""
         self.sent_bytes += 2 * (group_size - 1) / group_size * num_bytes
 
-    def take_sent_bytes(self) -> float:
-        """Return sent_bytes and start counting anew."""
-        taken, self.sent_bytes = self.sent_bytes, 0.0
-        return taken
+    def begin_update(self, is_timed: bool) -> None:
+        """Start counting and timing anew: what goes before is not of the update."""
+        self.sent_bytes = self.waited_seconds = 0.0
+        self.is_timed = is_timed
+
+    @contextlib.contextmanager
+    def _timed(self) -> Iterator[None]:
+        """Add the time inside the ``with`` to waited_seconds."""
+        if not self.is_timed or not is_distributed():
+            yield
+            return
+        begin = _now()
+        yield
+        self.waited_seconds += _now() - begin
 
     def sum_in_order(self, rows: Mapping[tuple[int, int], Sequence[Tensor]], order: Sequence[tuple[int, int]], over: str) -> list[Tensor]:
         """Return sums whose bits do not depend on the layout: row after row, in a given order.
@@ -138,7 +160,8 @@ class Collectives:
             else:
                 flat = torch.empty_like(total)
             if not alone:
-                dist.broadcast(flat, self.layout.rank_of(*row), group=self._view_group if over == "views" else None)
+                with self._timed():
+                    dist.broadcast(flat, self.layout.rank_of(*row), group=self._view_group if over == "views" else None)
             total += flat
         return [part.view(shape) for part, shape in zip(total.split(sizes), shapes, strict=True)]
 
@@ -148,7 +171,8 @@ class Collectives:
 
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
         """Return, for each of some flags, whether it holds on some rank; in one message."""
-        return [value > 0 for value in self._reduced([float(flag) for flag in flags], dist.ReduceOp.MAX)]
+        with self._timed():
+            return [value > 0 for value in self._reduced([float(flag) for flag in flags], dist.ReduceOp.MAX)]
 
     @staticmethod
     def _reduced(values: Sequence[float], operation: Any) -> list[float]:

@@ -37,6 +37,7 @@ class DeepSpeedPhi:
     """
 
     same_batches = True  # stages 2 and 3 communicate in every backward pass
+    tells_waiting = False  # DeepSpeed's collectives are its own
 
     def __init__(
         self,
@@ -47,6 +48,7 @@ class DeepSpeedPhi:
         accelerator: Accelerator,
     ) -> None:
         self.score, self._collectives = score, collectives
+        self.gradient_norm: Tensor | float = 0.0
         self._stage: int = accelerator.state.deepspeed_plugin.zero_stage
         self.same_forwards = self._stage == 3  # a forward pass gathers the UNet's shards
         self._shapes = {name: p.shape for name, p in score.phi().items()}
@@ -72,6 +74,8 @@ class DeepSpeedPhi:
         for group in self._zero.param_groups:
             group["lr"] = lr
         self._engine.step()
+        norm = self._engine.get_global_grad_norm()
+        self.gradient_norm = float("nan") if norm is None else norm
         self._collectives.count_all_reduce(self._num_bytes, self._world_size)
         return bool(self._engine.was_step_applied())
 

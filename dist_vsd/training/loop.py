@@ -5,71 +5,64 @@ from __future__ import annotations
 import math
 import resource
 import time
+from collections.abc import Callable
 
 import torch
 
-from dist_vsd.cameras import look_at_origin
-from dist_vsd.image_files import enlarge, tile, write_png
 from dist_vsd.training import checkpoint
-from dist_vsd.training.metrics import RankZeroReporter, Reporter, SilentReporter
+from dist_vsd.training.metrics import Reporter
 from dist_vsd.training.preemption import StopRequest
 from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import TrainingState, phi_tensors
 from dist_vsd.training.update import Report, update
-
-PREVIEW_AZIMUTHS_DEG = (0.0, 60.0, 120.0, 180.0, 240.0, 300.0)
-PREVIEW_ELEVATION_DEG = 15.0
+from dist_vsd.training.window import Window, means_by_band
 
 
-def train(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> bool:
+def train(
+    state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter, look: Callable[[int], None]
+) -> bool:
     """Run updates until the last one or a request to stop (collective).
 
     Args:
-        state: at its start; with ``config.resume`` it is first restored from the newest valid checkpoint.
+        state: after ``first`` updates.
+        first: see ``restore_newest``.
         directory: of the run, claimed.
         stop: tells whether this process was asked to stop; one rank's word stops all at the same update.
+        reporter: told of every update.
+        look: called after every update with the number of updates done; looks at the particles when it is time to.
 
     Returns:
         True if all updates are done, False if the run was stopped with everything saved.
 
     Raises:
-        ValueError: --resume found no valid checkpoint.
         CheckpointError: a checkpoint could not be written.
     """
-    config, collectives = state.config, state.collectives
-    first, notes = _restore_newest(state, directory)
-    file = directory.path / "metrics.jsonl"
-    reporter: Reporter = RankZeroReporter(file, first, config.num_updates) if state.layout.rank == 0 else SilentReporter()
-    for note in notes:
-        reporter.event(first, note)
+    config, collectives, window = state.config, state.collectives, Window()
     reporter.advance(first)
-    try:
-        for index in range(first, config.num_updates):
-            begin, done = time.perf_counter(), index + 1
-            is_last = done == config.num_updates
-            is_logged = done % config.log_every == 0 or is_last
-            collectives.take_sent_bytes()  # those of logging, checks and checkpoints are not an update's
-            report = _update(state, index, is_logged)
-            state.residence.settle()
-            stopping, has_events = collectives.any_of([stop.requested, bool(report.events or report.bad_particles)])
-            if has_events:
-                report.events += [mend(state, particle, directory) for particle in report.bad_particles]
-                for line in events_of_all_ranks(state, report.events):
-                    reporter.event(done, line)
-            if is_logged:
-                reporter.log(done, figures_of_all_ranks(state, report, time.perf_counter() - begin))
-            if done % config.check_every == 0 or is_last:
-                collectives.require_identical(f"phi after update {done}", phi_tensors(state).values())
-            if done % config.checkpoint_every == 0 or is_last or stopping:
-                checkpoint.save(state, directory.checkpoints, done)
-            if done % config.preview_every == 0 or is_last:
-                write_preview(state, directory, done)
-            reporter.advance(done)
-            if stopping and not is_last:
-                return False
-        return True
-    finally:
-        reporter.close()
+    for index in range(first, config.num_updates):
+        begin, done = time.perf_counter(), index + 1
+        is_last = done == config.num_updates
+        is_logged = done % config.log_every == 0 or is_last
+        collectives.begin_update(is_timed=is_logged)
+        report = _update(state, index, is_logged)
+        window.add(report.gaps)
+        state.residence.settle()
+        stopping, has_events = collectives.any_of([stop.requested, bool(report.events or report.bad_particles)])
+        if has_events:
+            report.events += [mend(state, particle, directory) for particle in report.bad_particles]
+            for line in events_of_all_ranks(state, report.events):
+                reporter.event(done, line)
+        if is_logged:
+            reporter.log(done, figures_of_all_ranks(state, report, window, time.perf_counter() - begin))
+        if done % config.check_every == 0 or is_last:
+            collectives.require_identical(f"phi after update {done}", phi_tensors(state).values())
+        if done % config.checkpoint_every == 0 or is_last or stopping:
+            checkpoint.save(state, directory.checkpoints, done)
+        look(done)
+        reporter.advance(done)
+        if stopping and not is_last:
+            return False
+    return True
 
 
 class UpdateError(RuntimeError):
@@ -84,8 +77,19 @@ def _update(state: TrainingState, index: int, measure: bool) -> Report:
         raise UpdateError(f"update {index + 1} broke ({error}): go on from the last checkpoint with --resume") from error
 
 
-def _restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int, list[str]]:
-    """Restore the newest valid checkpoint if the run is resumed; return updates done and what was passed over (collective)."""
+def restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int, list[str]]:
+    """Restore the newest valid checkpoint if the run is resumed (collective).
+
+    Args:
+        state: at its start.
+        directory: of the run, claimed.
+
+    Returns:
+        The number of updates done, and notes about checkpoints that were passed over.
+
+    Raises:
+        ValueError: --resume found no valid checkpoint.
+    """
     if not state.config.resume:
         return 0, []
     found, notes = checkpoint.newest_valid(directory.checkpoints, state.config)
@@ -117,14 +121,19 @@ def events_of_all_ranks(state: TrainingState, events: list[str]) -> list[str]:
     return list(dict.fromkeys(line for rows in state.collectives.gather_json(events) for line in rows))
 
 
-def figures_of_all_ranks(state: TrainingState, report: Report, seconds: float) -> dict[str, float]:
+def figures_of_all_ranks(state: TrainingState, report: Report, window: Window, seconds: float) -> dict[str, float]:
     """Return the mean of each figure over the ranks that have it, and the greatest of memory (collective)."""
+    collectives = state.collectives
     figures = report.means() | {"seconds/update": seconds, "memory/peak_mib": peak_memory_mib(state.prior.device)}
-    figures["communication/sent_mib"] = state.collectives.take_sent_bytes() / 2**20
-    rows = state.collectives.gather_json({k: v if math.isfinite(v) else None for k, v in figures.items()})
-    names = dict.fromkeys(name for row in rows for name in row)
-    values = {name: [row[name] for row in rows if row.get(name) is not None] or [float("nan")] for name in names}
-    return {name: max(v) if name.startswith("memory/") else sum(v) / len(v) for name, v in values.items()}
+    figures["communication/sent_mib"] = collectives.sent_bytes / 2**20
+    if state.phi is None or state.phi.tells_waiting:
+        figures["speed/all_reduce_share"] = collectives.waited_seconds / seconds
+    gaps, figures["speed/updates_per_second"] = window.take()
+    rows = collectives.gather_json({"gaps": gaps, "figures": {k: v if math.isfinite(v) else None for k, v in figures.items()}})
+    names = dict.fromkeys(name for row in rows for name in row["figures"])
+    values = {name: [row["figures"][name] for row in rows if row["figures"].get(name) is not None] or [float("nan")] for name in names}
+    means = {name: max(v) if name.startswith("memory/") else sum(v) / len(v) for name, v in values.items()}
+    return means | means_by_band([row["gaps"] for row in rows])
 
 
 def peak_memory_mib(device: torch.device) -> float:
@@ -132,22 +141,3 @@ def peak_memory_mib(device: torch.device) -> float:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
-
-
-@torch.no_grad()
-def write_preview(state: TrainingState, directory: RunDirectory, done: int) -> None:
-    """Write a grid to renders/: a row for each particle of this rank's shard, six azimuths each; one file a shard."""
-    if state.layout.view_rank != 0:
-        return
-    camera, ones = state.config.camera, torch.ones(len(PREVIEW_AZIMUTHS_DEG))
-    distance, fov = sum(camera.distance) / 2, sum(camera.fov_deg) / 2
-    cameras = look_at_origin(torch.tensor(PREVIEW_AZIMUTHS_DEG), PREVIEW_ELEVATION_DEG * ones, distance * ones, fov * ones)
-    cameras = cameras.to(state.prior.device)
-    rows = []
-    for particle in state.particles:
-        state.residence.fetch([particle])
-        rows.append(particle.theta.render(cameras, state.config.render_size).image.cpu())
-        state.residence.release([particle])
-    state.residence.settle()
-    first, last = state.particles[0].id, state.particles[-1].id
-    write_png(enlarge(tile(rows), 2), directory.path / "renders" / f"update_{done:08d}_particles_{first:04d}-{last:04d}.png")

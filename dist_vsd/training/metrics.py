@@ -1,9 +1,13 @@
-"""What a run reports while it goes: metrics.jsonl, and progress on the terminal.
+"""What a run reports while it goes: metrics.jsonl, and progress on the terminal; wandb follows metrics.jsonl (wandb_reporter.py).
 
-Names are ``area/name_unit``: theta/score_gradient_norm (of w(t) times the difference of the scores), theta/gradient_norm (of
-theta), theta/opacity (mean over pixels), theta/skipped (share of steps skipped as not finite), phi/loss (mean denoising loss
-over all renders of all ranks), seconds/<stage> (of one update on one rank: render, scores, backward, phi), seconds/update,
-communication/sent_mib (payload that a rank sends in an update), memory/peak_mib (of the rank that has used most so far).
+Names are ``area/name_unit``. Of the last update: theta/score_gradient_norm (of w(t) times the difference of the scores),
+theta/gradient_norm (of theta), theta/opacity (mean over pixels), theta/skipped (share of steps skipped as not finite), phi/loss
+(mean denoising loss over all renders of all ranks), phi/gradient_norm (of the sum over ranks), seconds/<stage> (on one rank:
+render, scores, backward, phi), seconds/update, communication/sent_mib (payload that a rank sends), memory/peak_mib (of the rank
+that has used most so far), speed/all_reduce_share (of the update's seconds, in collectives or waiting in them for other ranks;
+not under ZeRO, whose library hides it). Since the last line: score/gap_t<low>-<high> (the norm of eps_pretrain - eps_phi, mean over
+renders with t / T in that band), speed/updates_per_second. Every media_every updates, where a CLIP lies beside the prior: clip/score,
+clip/r_precision, particles/diversity (evaluation/look.py).
 The surrogate whose gradient is the VSD gradient has no meaningful value and is not reported.
 """
 
@@ -21,10 +25,19 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 
 class Reporter(Protocol):
-    """What the loop tells about its updates."""
+    """What the loop tells about its updates.
+
+    Attributes:
+        takes_media: whether it makes use of videos and meshes, which take time to make.
+    """
+
+    takes_media: bool
 
     def log(self, update: int, figures: dict[str, float]) -> None:
         """Record the figures after ``update`` updates."""
+
+    def show(self, update: int, media: dict[str, list[str]]) -> None:
+        """Record files of the run directory that show the particles after ``update`` updates, by ``media/<name>``."""
 
     def event(self, update: int, text: str) -> None:
         """Record something that happened."""
@@ -32,14 +45,19 @@ class Reporter(Protocol):
     def advance(self, update: int) -> None:
         """Show that ``update`` updates are done."""
 
-    def close(self) -> None:
-        """Finish the display."""
+    def close(self, exit_code: int = 0) -> None:
+        """Finish; the exit code is the run's."""
 
 
 class SilentReporter:
     """The reporter of every rank but 0."""
 
+    takes_media = False
+
     def log(self, update: int, figures: dict[str, float]) -> None:
+        """Do nothing."""
+
+    def show(self, update: int, media: dict[str, list[str]]) -> None:
         """Do nothing."""
 
     def event(self, update: int, text: str) -> None:
@@ -48,7 +66,7 @@ class SilentReporter:
     def advance(self, update: int) -> None:
         """Do nothing."""
 
-    def close(self) -> None:
+    def close(self, exit_code: int = 0) -> None:
         """Do nothing."""
 
 
@@ -61,6 +79,8 @@ class RankZeroReporter:
         num_updates: of the whole run.
         seconds_between_lines: without a terminal.
     """
+
+    takes_media = False
 
     def __init__(self, file: Path, first_update: int, num_updates: int, seconds_between_lines: float = 10.0) -> None:
         _drop_later_lines(file, first_update)
@@ -82,6 +102,10 @@ class RankZeroReporter:
         self._write({"update": update, **finite})
         if "phi/loss" in figures:
             self._note = f"phi loss {figures['phi/loss']:.3f}"
+
+    def show(self, update: int, media: dict[str, list[str]]) -> None:
+        """Append a line that names the files."""
+        self._write({"update": update, "media": media})
 
     def event(self, update: int, text: str) -> None:
         """Append an event to metrics.jsonl and print it."""
@@ -107,7 +131,7 @@ class RankZeroReporter:
             left = rate * (self._num_updates - update)
             print(f"update {update}/{self._num_updates}  {rate:.2f} s each  {left:.0f} s left  {self._note}", flush=True)
 
-    def close(self) -> None:
+    def close(self, exit_code: int = 0) -> None:
         """Close the file and take the bar down."""
         if self._bar:
             self._bar.stop()

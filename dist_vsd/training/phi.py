@@ -31,11 +31,15 @@ class PhiTrainer(Protocol):
         score: eps_phi.
         same_batches: whether every rank must run the same number of micro-batches.
         same_forwards: whether that also holds for passes without gradient.
+        tells_waiting: whether the time that it spends in collectives goes into Collectives.waited_seconds.
+        gradient_norm: of the last step, over all ranks; a tensor on the device (no CPU-GPU sync), or a number.
     """
 
     score: LoraScore
     same_batches: bool
     same_forwards: bool
+    tells_waiting: bool
+    gradient_norm: Tensor | float
 
     def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
         """Add the gradient of a micro-batch's summed loss; return the loss, detached.
@@ -70,10 +74,12 @@ class PlainPhi:
     """
 
     same_batches = same_forwards = False
+    tells_waiting = True
 
     def __init__(self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, loss_scale: float) -> None:
         self.score, self.optimizer, self._collectives, self._loss_scale = score, optimizer, collectives, loss_scale
         self._parameters = list(score.phi().values())
+        self.gradient_norm: Tensor | float = 0.0
 
     def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
         """See PhiTrainer."""
@@ -91,6 +97,7 @@ class PlainPhi:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= self._loss_scale
         self._reduce()
+        self.gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters])
         # After the sum every rank holds the same gradient, so all decide alike.
         finite = bool(torch.stack([p.grad.isfinite().all() for p in self._parameters]).all())  # CPU-GPU sync
         if finite:
@@ -181,10 +188,24 @@ class DataParallelPhi(PlainPhi):
     def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
         """See PhiTrainer; the gradients of the last micro-batch take those of the others along."""
         with contextlib.nullcontext() if is_last else self._ddp.no_sync():
+            if is_last and self._collectives.is_timed:
+                self._ddp._set_ddp_runtime_logging_sample_rate(1)  # of this pass
             loss = loss_of(self._ddp)
             # DDP averages over ranks; this undoes the division.
             (loss * (self._loss_scale * self._world_size)).backward()
+        if is_last and self._collectives.is_timed:
+            self._collectives.waited_seconds += self._exposed_seconds()
         return loss.detach()
+
+    def _exposed_seconds(self) -> float:
+        """Return the time of the last pass in which DDP communicated, or waited for other ranks, and nothing was computed.
+
+        DDP keeps no time of its very first pass: 0.
+        """
+        self._ddp.logger.set_runtime_stats_and_log()  # CPU-GPU sync
+        times = self._ddp._get_ddp_logging_data()
+        self._ddp._set_ddp_runtime_logging_sample_rate(1 << 30)
+        return max(0.0, times.get("backward_comm_time", 0) - times.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
     def _reduce(self) -> None:
         self._collectives.count_all_reduce(self._num_bytes, self._world_size)  # done inside backward

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from dist_vsd.config import FREE_ON_RESUME, RunConfig, differences, flag, read_yaml, to_mapping, to_yaml
+from dist_vsd.errors import RunFailed
+from dist_vsd.training.outcome import (
+    CONFIG_FILE,
+    LOCK_FILE,
+    OUTCOME_FILE,
+    REQUEUES_FILE,
+    Outcome,
+    newest_update,
+    read_outcome,
+    slurm_attempt,
+    write_outcome,
+)
 
-CONFIG_FILE, LOCK_FILE = "config.yaml", ".lock"
-LEFT_BY_A_CRASH = (LOCK_FILE, "config.tmp")  # of a process that ended between making the folder and its configuration
+# Of a process that ended between making the folder and its configuration.
+LEFT_BY_A_CRASH = (LOCK_FILE, "config.tmp", REQUEUES_FILE, "requeues.tmp")
+
 
 class RunDirectory:
     """The folder of one run.
@@ -88,6 +103,7 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115 - held until the process ends
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            (self.path / OUTCOME_FILE).unlink(missing_ok=True)  # without one, a run is under way or was killed
             if not self.config_file.exists():
                 temporary = self.config_file.with_suffix(".tmp")
                 temporary.write_text(to_yaml(config))
@@ -96,6 +112,34 @@ class RunDirectory:
             raise ValueError(f"run directory {self.path} is in use by a running process: wait, or choose another --run-dir") from error
         except OSError as error:
             raise ValueError(f"run directory {self.path} can't be written ({error.strerror}): choose another --run-dir") from error
+
+    @contextlib.contextmanager
+    def telling_outcome(self) -> Iterator[dict[str, int]]:
+        """Write outcome.json as the block ends; for rank 0, after ``claim``.
+
+        Yields:
+            A mapping whose ``exit_code`` the block sets. A block that raises has failed (1, or 2 for a ValueError), or was stopped
+            at once by Ctrl-C (75).
+        """
+        ending: dict[str, int] = {}
+        error = ""
+        try:
+            yield ending
+        except BaseException as raised:
+            ending["exit_code"] = 2 if isinstance(raised, ValueError) else 75 if isinstance(raised, KeyboardInterrupt) else 1
+            error = " ".join(f"{'' if isinstance(raised, (ValueError, RunFailed)) else type(raised).__name__ + ': '}{raised}".split())
+            raise
+        finally:
+            update, told = self.newest_update(), error[:500]
+            write_outcome(self.path, Outcome(exit_code=ending["exit_code"], update=update, error=told, attempt=slurm_attempt()))
+
+    def outcome(self) -> Outcome | None:
+        """Return how the run ended last; None while it is under way, if it was killed, or if it never began."""
+        return read_outcome(self.path)
+
+    def newest_update(self) -> int:
+        """Return the number of updates of the newest checkpoint by name (it may be damaged); 0 without one."""
+        return newest_update(self.path)
 
 
 def default_run_dir(prompt: str) -> Path:

@@ -59,20 +59,23 @@ class Report:
     """What one rank tells about one update.
 
     Attributes:
-        figures: gradient norms, phi's loss, opacity; each a list over particles, views or steps.
+        figures: gradient norms, phi's loss, opacity; each a list over particles, views or steps, of numbers or of tensors on the
+            device, which means() reads.
+        gaps: of each micro-batch, (B,) t / T and (B,) ||eps_pretrain - eps_phi||, on the device; empty without eps_phi.
         seconds: by stage.
         events: what went wrong and was mended, a line each.
         bad_particles: ids of particles whose step was skipped because their gradient was not finite.
     """
 
-    figures: dict[str, list[float]]
+    figures: dict[str, list[float | Tensor]]
+    gaps: list[tuple[Tensor, Tensor]]
     seconds: dict[str, float]
     events: list[str]
     bad_particles: list[int]
 
     def means(self) -> dict[str, float]:
-        """Return the mean of each figure, and the seconds as ``seconds/<stage>``."""
-        means = {name: sum(values) / len(values) for name, values in self.figures.items()}
+        """Return the mean of each figure (a CPU-GPU sync), and the seconds as ``seconds/<stage>``."""
+        means = {name: sum(map(float, values)) / len(values) for name, values in self.figures.items()}
         return means | {f"seconds/{name}": value for name, value in self.seconds.items()}
 
 
@@ -85,7 +88,7 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
         measure: whether to wait for the GPU at the end of each stage, so that the seconds are true.
     """
     stopwatch = Stopwatch(state.prior.device, measure)
-    report = Report(defaultdict(list), stopwatch.seconds, [], [])
+    report = Report(defaultdict(list), [], stopwatch.seconds, [], [])
     batches = micro_batches(state)
     gradients: ThetaGradients = {}
     renders = []
@@ -162,6 +165,8 @@ def push_particles(
         eps = draw_noise(config, "noise", shots, index, x_0)
         score = state.phi.score if state.phi is not None else None
         gradient = score_gradient(prior, score, x_0, t, eps, y_c, y, cameras.c2w, config.guidance_scale, config.timesteps.weighting)
+        if score is not None:
+            report.gaps.append((t / prior.schedule.num_timesteps, score_gap(prior, gradient, t, config.timesteps.weighting)))
 
     # The mean over a particle's views, of which the other ranks of the shard may hold some.
     with stopwatch.stage("backward"):
@@ -177,8 +182,8 @@ def push_particles(
         if config.deterministic:
             (shot,) = shots
             gradients[shot.particle, shot.view] = gradients_of(state, shot.particle)
-    report.figures["theta/score_gradient_norm"].append(float(gradient.norm()))  # CPU-GPU sync
-    report.figures["theta/opacity"].append(float(torch.stack([r.opacity.mean() for r in images]).mean().detach()))
+    report.figures["theta/score_gradient_norm"].append(gradient.norm())
+    report.figures["theta/opacity"].append(torch.stack([r.opacity.mean() for r in images]).mean().detach())
     finite = x_0.detach().isfinite().flatten(1).all(1)
     kept = x_0.detach().where(finite.view(-1, *[1] * (x_0.ndim - 1)), torch.zeros_like(x_0))
     return Renders(shots, kept, cameras.c2w, finite.to(x_0))
@@ -221,6 +226,12 @@ def score_gradient(
     with score.pretrained():
         eps_prior = eps_pretrain(prior, x_t, t, y_c, guidance_scale)
     return vsd_gradient(eps_prior, score(x_t, t, y, c2w), w_t)
+
+
+def score_gap(prior: Prior, gradient: Tensor, t: Tensor, weighting: str) -> Tensor:
+    """Return ||eps_pretrain - eps_phi|| of each render, (B,), from VSD's gradient w(t) (eps_pretrain - eps_phi)."""
+    w_t = timestep_weight(weighting, *prior.schedule.alpha_sigma(t, gradient))
+    return (gradient / w_t).flatten(1).norm(dim=1)
 
 
 def gradients_of(state: TrainingState, particle: int) -> list[Tensor]:
@@ -309,7 +320,9 @@ def update_phi(state: TrainingState, phi: PhiTrainer, batches: list[Renders], in
     warmup = min(1.0, (index + 1) / max(1, config.score.num_warmup_updates))
     # This rank's share of the global mean, so that the mean over ranks is it.
     report.figures["phi/loss"].append(float(total) * layout.world_size)  # CPU-GPU sync
-    if not phi.step(config.score.lr * warmup):
+    took_step = phi.step(config.score.lr * warmup)
+    report.figures["phi/gradient_norm"].append(phi.gradient_norm)
+    if not took_step:
         cause = "" if math.isfinite(float(total)) else " (this rank's loss is not finite)"
         report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}")
 

@@ -1,0 +1,1 @@
+"""Many runs from a file of prompts: plan, submit, watch, collect."""

@@ -1,0 +1,15 @@
+"""Fixtures that several files of tests share."""
+
+import pytest
+
+from tests.runs import unavailable
+from tests.slurm_cluster import SlurmCluster, why_not
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory):
+    """A real Slurm of two nodes with two GPUs each, every node in a network of its own; skipped where it can't be had, in CI never."""
+    if reason := why_not():
+        unavailable(reason)
+    with SlurmCluster(tmp_path_factory.mktemp("slurm"), networks=True) as cluster:
+        yield cluster

@@ -1,0 +1,122 @@
+"""The README's chapter "On a cluster", run line by line on a Slurm of two nodes on this machine: `python -m tests.show_cluster`.
+
+Its jobs are small (--updates), its sweep of four prompts, two seeds and two objectives is preempted once on the way; at the end
+it prints where the results page is. It needs root, and installs Slurm if it must.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.runs import ROOT, environment
+from tests.slurm_cluster import SlurmCluster, why_not
+
+PROMPTS = ["a green duck", "a red car", "a blue mug", "a yellow house"]
+BIN = Path(sys.executable).parent
+
+
+def commands(chapter="## On a cluster"):
+    """Return the lines in the chapter's code blocks as lists of words."""
+    text = (ROOT / "README.md").read_text().split(chapter, 1)[1].split("\n## ", 1)[0]
+    blocks = text.split("```")[1::2]
+    lines = [line for block in blocks for line in block.strip().splitlines()]
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+class Show:
+    """Runs the chapter's lines in a folder.
+
+    Args:
+        slurm: a running cluster.
+        folder: where it all happens; empty.
+        settings: of every run, by dotted name: what makes them small.
+        prompts: of the sweep.
+    """
+
+    def __init__(self, slurm, folder, settings, prompts):
+        self.slurm, self.folder, self.settings, self.prompts = slurm, Path(folder), settings, prompts
+        self.variables = slurm.environment | environment() | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "120"}
+
+    def play(self):
+        """Run all lines; return the results page."""
+        (self.folder / "slurm").symlink_to(ROOT / "slurm")
+        (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n")
+        self.jobs = []
+        for words in commands():
+            getattr(self, "_" + (words[0] if words[0] == "sbatch" else words[2]))(words)
+        return self.folder / "sweeps/prompts/results/results.html"
+
+    def _sbatch(self, words):
+        """Submit a run with small settings; the fake nodes have two GPUs."""
+        flags = [word for name, value in self.settings.items() for word in (f"--{name}", *str(value).strip("[]").split(","))]
+        output = self.run(["sbatch", "--gpus-per-node=2", "--output=%x-%j.log", *words[1:], *flags])
+        self.jobs.append(output.split()[-1])
+
+    def _plan(self, words):
+        self.run([*words, *itertools.chain(*(("--set", f"{name}={value}") for name, value in self.settings.items()))])
+
+    def _submit(self, words):
+        self.run(words)
+        if "--local" not in words:
+            self._preempt()
+
+    def _preempt(self):
+        """Let an urgent job take both nodes as soon as a run of the sweep is under way and the single runs have ended."""
+        for job in self.jobs:
+            self.slurm.wait(job, "COMPLETED", "FAILED", seconds=1800)
+            assert self.slurm.state(job) == "COMPLETED", job
+        self._until(lambda status: any(run["state"] == "running" and run["update"] > 0 for run in status["runs"]))
+        self.run(["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"])
+
+    def _status(self, words):
+        """Show the sweep while it runs, and wait for its end."""
+        self.run(words)
+        self._until(lambda status: all(run["state"] in ("done", "failed") for run in status["runs"]))
+        self.run(words)
+
+    def _until(self, condition):
+        words = ["dist-vsd", "sweep", "status", "sweeps/prompts", "--json"]
+        while not condition(json.loads(self.run(words, quietly=True))):
+            time.sleep(1)
+
+    def _other(self, words):
+        self.run(words)
+
+    _collect = _retry = _cancel = _other
+
+    def run(self, words, quietly=False):
+        if not quietly:
+            print(f"$ {shlex.join(words)}", flush=True)
+        done = subprocess.run(words, cwd=self.folder, env=self.variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, f"{shlex.join(words)} ended with {done.returncode}: {done.stdout}"
+        if not quietly:
+            print(done.stdout, flush=True)
+        return done.stdout
+
+
+def main():
+    """Show it all; return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--updates", type=int, default=150, help="of every run")
+    parser.add_argument("--folder", help="where to work; a new one under the temporary folder by default")
+    arguments = parser.parse_args()
+    if reason := why_not():
+        print(reason)
+        return 2
+    folder = Path(arguments.folder or tempfile.mkdtemp(prefix="dist_vsd_cluster_"))
+    folder.mkdir(parents=True, exist_ok=True)
+    with SlurmCluster(tempfile.mkdtemp(prefix="slurm_"), networks=True) as cluster:
+        page = Show(cluster, folder, {"num_updates": arguments.updates, "checkpoint_every": 50}, PROMPTS).play()
+    print(f"the page of results: {page}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,86 @@
+"""Sweeps whose runs were never run: directories with figures and turntables, as runs leave them."""
+
+import functools
+import json
+import math
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+from dist_vsd.sweep.manifest import SweepSettings
+from dist_vsd.sweep.plan import add_runs, expand
+from dist_vsd.sweep.prompts import Prompt
+from dist_vsd.sweep.state import RunState
+
+# A prior of the hub, which planning does not ask for, so that prompts may hold any words.
+ANY_WORDS = {"prior": "someone/model"}
+
+
+def planned(path, prompts, variations=({},), seeds=(0,)):
+    """Plan a sweep of prompts (texts, or Prompt)."""
+    prompts = [prompt if isinstance(prompt, Prompt) else Prompt(text=prompt, source="prompts.txt") for prompt in prompts]
+    settings = SweepSettings(name=Path(path).name)
+    runs = expand(prompts, [ANY_WORDS | variation for variation in variations], list(seeds), settings)
+    return add_runs(Path(path), settings, runs)[0]
+
+
+def state_of(run, number):
+    """Return a state: most runs are done, every eighth is in one of the others."""
+    kind = ("running", "failed", "stopped", "waiting")[number // 8 % 4] if number % 8 == 7 else "done"
+    update = {"done": 800, "running": 340, "failed": 120, "stopped": 500, "waiting": 0}[kind]
+    error = "RuntimeError: phi differs between ranks 0 and 1 at update 120" if kind == "failed" else ""
+    speed = {"seconds_per_update": 0.22} if kind == "running" else {}
+    return RunState(run=run, state=kind, update=update, num_updates=800, error=error, **speed)
+
+
+def write_run(run_dir, number, update, turntables):
+    """Write what a run leaves: figures, an event, and its turntables (lists of PIL frames)."""
+    run_dir.mkdir(parents=True)
+    wave = math.sin(number)
+    figures = {"phi/loss": 0.41 + 0.1 * wave, "theta/opacity": 0.13 + 0.02 * wave, "seconds/update": 0.22, "memory/peak_mib": 702.5}
+    figures |= {"clip/score": 0.29 + 0.03 * math.cos(3 * number), "clip/r_precision": round(0.75 + 0.25 * wave, 2)}
+    lines = [{"update": 10, "phi/loss": 1.0}, {"update": 20, "event": "a grid was written"}, {"update": update, **figures}]
+    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for particle, frames in enumerate(turntables):
+        file = run_dir / "export" / f"turntable_{particle:04d}.gif"
+        file.parent.mkdir(exist_ok=True)
+        frames[0].save(file, save_all=True, append_images=frames[1:], duration=50, loop=0)
+
+
+def plain_turntable(number, num_frames=20, size=64):
+    """Return frames of a coloured ball that a dot goes round."""
+    frames = []
+    for i in range(num_frames):
+        frame = Image.new("RGB", (size, size), "white")
+        draw = ImageDraw.Draw(frame)
+        draw.ellipse((12, 12, size - 12, size - 12), fill=f"hsl({number * 47 % 360}, 60%, 50%)")
+        x = size / 2 + (size / 2 - 10) * math.cos(2 * math.pi * i / num_frames)
+        draw.ellipse((x - 4, size / 2 - 4, x + 4, size / 2 + 4), fill="black")
+        frames.append(frame)
+    return frames
+
+
+@functools.cache
+def scene_turntable(name, color, seed, num_frames=16, size=112):
+    """Return frames of one of the embedded prior's scenes."""
+    import torch
+
+    from dist_vsd.cameras import turntable
+    from dist_vsd.image_files import to_bytes
+    from dist_vsd.priors.embedded.render import render_object
+    from dist_vsd.priors.embedded.scenes import NUM_PROPORTIONS
+
+    proportions = torch.rand(1, NUM_PROPORTIONS, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    cameras = turntable(num_frames, 15.0, 2.9, 41.0)
+    images = render_object(name, [color] * num_frames, proportions.expand(num_frames, -1), cameras, size)
+    return [Image.fromarray(image) for image in to_bytes(images)]
+
+
+def ran(sweep, turntables_of=lambda number: [plain_turntable(number), plain_turntable(number + 1)]):
+    """Write the directories of all runs that a state says have begun; return the states by id."""
+    states = {}
+    for number, run in enumerate(sweep.runs):
+        state = states[run.id] = state_of(run, number)
+        if state.update:
+            write_run(sweep.run_dir(run), number, state.update, turntables_of(number) if state.state == "done" else [])
+    return states

@@ -1,0 +1,155 @@
+"""slurm/*.sbatch on a real Slurm: jobs that end, are preempted, run out of time, lose their node, or get nowhere."""
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.ranks import run_ranks
+from tests.runs import ROOT, TINY, checkpoint, environment
+from tests.show_cluster import Show
+
+SHORT = ["a green duck", "--num-particles", "2", *TINY]
+ENDLESS = [*SHORT, "--num-updates", "100000"]
+# Two null devices are a node's GPUs: torch sees none, and the ranks meet on gloo.
+ON_PATH = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+STUCK = """#!/bin/bash
+mkdir -p stuck/checkpoints/update_00000005
+echo '{"exit_code": 75, "update": 5, "attempt": "'"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'"}' > stuck/outcome.json
+dist-vsd requeue 75 "a green duck" --run-dir stuck
+"""
+
+
+def submit(slurm, folder, script, run, *arguments, options=()):
+    """Submit one of slurm/'s scripts for a run; return the job's id."""
+    words = ["--output=%j.log", "--gpus-per-node=2", *options, ROOT / "slurm" / script, *arguments, "--run-dir", run]
+    return slurm.sbatch(*words, cwd=folder, environment=ON_PATH)
+
+
+def outcome(folder, run):
+    return json.loads((folder / run / "outcome.json").read_text())
+
+
+def log(folder, job):
+    file = folder / f"{job}.log"
+    return file.read_text() if file.exists() else ""  # Slurm makes it as the job starts
+
+
+def wait_for_update(slurm, folder, run, update, seconds=180):
+    """Wait until a run has saved so many updates."""
+
+    def saved():
+        return any(int(file.parent.name[7:]) >= update for file in (folder / run / "checkpoints").glob("update_*/manifest.json"))
+
+    slurm.wait_until(saved, seconds, f"update {update} of {run}")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where jobs are submitted from: a disk that all nodes see."""
+    return tmp_path_factory.mktemp("jobs")
+
+
+@pytest.fixture(scope="module")
+def slow_jobs(slurm, folder):
+    """Jobs that mostly wait; they begin before the other tests do."""
+    (folder / "stuck.sbatch").write_text(STUCK)
+    stuck = slurm.sbatch("--output=%j.log", "--requeue", "--open-mode=append", folder / "stuck.sbatch", cwd=folder, environment=ON_PATH)
+    out_of_time = submit(slurm, folder, "train.sbatch", "timed", *ENDLESS, options=["--time=2", "--signal=B:USR1@60", "--gpus-per-node=1"])
+    return {"stuck": stuck, "out of time": out_of_time}
+
+
+def test_a_run_on_one_node_uses_its_gpus_and_ends(slurm, slow_jobs, folder):
+    job = submit(slurm, folder, "train.sbatch", "one_node", *SHORT)
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(folder, job)
+    assert outcome(folder, "one_node") | {"error": ""} == {"exit_code": 0, "update": 8, "error": "", "attempt": f"{job}.0"}
+    manifest = json.loads((folder / "one_node/checkpoints/update_00000008/manifest.json").read_text())
+    assert manifest["world_size"] == 2
+
+
+def test_a_run_on_two_nodes_has_four_ranks_that_meet_over_the_network(slurm, folder):
+    job = submit(slurm, folder, "train_multi_node.sbatch", "two_nodes", *SHORT)
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(folder, job)
+    manifest = json.loads((folder / "two_nodes/checkpoints/update_00000008/manifest.json").read_text())
+    assert manifest["world_size"] == 4
+    assert outcome(folder, "two_nodes")["exit_code"] == 0
+
+
+def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_one_does(slurm, folder):
+    arguments = [*SHORT, "--num-updates", "60", "--checkpoint-every", "30"]
+    job = submit(slurm, folder, "train.sbatch", "preempted", *arguments)
+    slurm.wait_until(lambda: (folder / "preempted/metrics.jsonl").exists(), 120, "the first update")
+    urgent = slurm.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1", cwd=folder)
+    assert slurm.wait(urgent, "COMPLETED", "FAILED") == "COMPLETED"
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(folder, job)
+    assert "the job goes back into the queue" in log(folder, job)
+    assert "resumed from update_" in log(folder, job)
+    assert outcome(folder, "preempted")["attempt"] == f"{job}.1"
+    code, output = run_ranks([*arguments, "--run-dir", str(folder / "undisturbed")], num_ranks=2)
+    assert code == 0, output
+    one, other = checkpoint(folder / "preempted", 60), checkpoint(folder / "undisturbed", 60)
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+def test_a_run_on_two_nodes_that_is_asked_to_stop_saves_on_all_ranks_and_is_requeued(slurm, folder):
+    job = submit(slurm, folder, "train_multi_node.sbatch", "asked", *ENDLESS)
+    wait_for_update(slurm, folder, "asked", 4)
+    slurm.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
+    slurm.wait_until(lambda: slurm.details(job)["Restarts"] == "1", 60, "the requeue")
+    stopped = outcome(folder, "asked")
+    slurm.run("scancel", job)
+    assert (stopped["exit_code"], stopped["attempt"]) == (75, f"{job}.0")
+    assert (folder / f"asked/checkpoints/update_{stopped['update']:08d}/manifest.json").exists()
+
+
+def test_a_job_whose_node_dies_goes_on_from_its_checkpoint_on_another(slurm, folder):
+    job = submit(slurm, folder, "train.sbatch", "orphan", *ENDLESS)
+    wait_for_update(slurm, folder, "orphan", 4)
+    node = slurm.details(job)["NodeList"]
+    slurm.lose(node)
+    try:
+        slurm.wait_until(lambda: "resumed from update_" in log(folder, job), 120, "the job to go on")
+        assert slurm.details(job)["NodeList"] != node
+    finally:
+        slurm.run("scancel", job)
+        slurm.start_node(node)
+
+
+def test_a_refused_run_is_not_requeued(slurm, folder):
+    job = submit(slurm, folder, "train.sbatch", "refused", "a green dragon", *TINY)
+    assert slurm.wait(job, "COMPLETED", "FAILED") == "FAILED"
+    assert "does not know 'dragon'" in log(folder, job)
+    assert slurm.details(job)["Restarts"] == "0"
+    assert not (folder / "refused").exists()
+
+
+def test_a_job_that_runs_out_of_time_saves_and_is_requeued(slurm, slow_jobs, folder):
+    job = slow_jobs["out of time"]
+    slurm.wait_until(lambda: "resumed from update_" in log(folder, job), 180, "the job to go on")
+    slurm.run("scancel", job)
+    assert "the job goes back into the queue" in log(folder, job)
+
+
+def test_a_job_that_makes_no_progress_in_three_starts_is_requeued_no_more(slurm, slow_jobs, folder):
+    job = slow_jobs["stuck"]
+    assert slurm.wait(job, "FAILED", "COMPLETED") == "FAILED"
+    assert slurm.details(job)["Restarts"] == "3"
+    assert log(folder, job).count("the job goes back into the queue") == 3
+    assert "no progress in 3 starts (update 5 each time): not requeued" in log(folder, job)
+    assert slurm.details(job)["ExitCode"] == "75:0"
+
+
+def test_every_line_of_the_readmes_chapter_runs_and_its_preempted_sweep_ends_with_a_page(slurm, folder):
+    """An array of 4: a prompt, two seeds, two objectives. Small runs, but long enough to be preempted."""
+    settings = {"num_particles": 1, "num_updates": 40, "field.dense_grid.resolutions": "[8,16]", "field.num_samples": 16}
+    (folder / "chapter").mkdir()
+    show = Show(slurm, folder / "chapter", settings, ["a green duck"])
+    page = show.play()
+    runs = json.loads(show.run(["dist-vsd", "sweep", "status", "sweeps/prompts", "--json"], quietly=True))["runs"]
+    assert [(run["state"], run["update"]) for run in runs] == [("done", 40)] * 4
+    assert list((folder / "chapter/sweeps").rglob("requeues.json")), "no task was preempted"
+    assert all(run["id"] in page.read_text() for run in runs)
