@@ -25,7 +25,7 @@ demo: $(VENV)/.installed
 		-m dist_vsd train "a green duck" --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
 
 test: $(VENV)/.installed lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(RANKS) --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -61,9 +61,8 @@ def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), seconds=300):
         outputs = [Path(folder) / f"rank_{rank}" for rank in range(num_ranks)]
         words = [(["train", *arguments], fault, shared | variables, str(file)) for variables, file in zip(own, outputs, strict=True)]
         ranks = [SERVER.Process(target=_rank, args=arguments_of_rank) for arguments_of_rank in words]
-        with single_threaded():
-            for process in ranks:
-                process.start()
+        for process in ranks:
+            process.start()
         for process in ranks:
             process.join(seconds)
             if process.exitcode is None:
@@ -71,20 +70,6 @@ def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), seconds=300):
                 process.join()
         text = "".join(output.read_text() for output in outputs)
     return max(abs(process.exitcode) for process in ranks), text
-
-
-class single_threaded:
-    """The server is started at the first fork, with the variables of that moment: OpenMP reads its own when it is imported."""
-
-    def __enter__(self):
-        self._before = os.environ.get("OMP_NUM_THREADS")
-        os.environ["OMP_NUM_THREADS"] = "1"
-
-    def __exit__(self, *_error):
-        if self._before is None:
-            del os.environ["OMP_NUM_THREADS"]
-        else:
-            os.environ["OMP_NUM_THREADS"] = self._before
 
 
 def _rank(arguments, fault, variables, output):

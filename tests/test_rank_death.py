@@ -50,8 +50,9 @@ def wait_until(condition, process, seconds=120):
 
 
 def kill_all(process):
+    ranks = ranks_of(process)  # before their launcher is gone, and with it the way to find them
     os.killpg(process.pid, signal.SIGKILL)
-    for pid in ranks_of(process).values():
+    for pid in ranks.values():
         os.kill(pid, signal.SIGKILL)
 
 

@@ -140,7 +140,7 @@ def test_a_prompt_of_any_text_is_planned_and_read_back_and_nothing_else_is_touch
     assert [run.prompt for run in runs] == ODD_PROMPTS
     assert [run.overrides["negative_prompt"] for run in runs] == ODD_PROMPTS
     added = {path.relative_to(tmp_path).as_posix() for path in set(tmp_path.rglob("*")) - before}
-    assert added == {"s", "s/.plan.lock", "s/manifest.jsonl", "s/sweep.json"}
+    assert added == {"s", "s/.plan.lock", "s/manifest.jsonl", "s/sweep.json", "s/sweep.sbatch"}
     assert (tmp_path / "s" / "manifest.jsonl").read_bytes().isascii()
 
 

@@ -343,7 +343,7 @@ def test_a_run_on_two_ranks_stopped_and_resumed_is_one_run_with_figures_and_medi
         assert any(name in row for row in rows), name
     assert any(name.startswith("score/gap_t") for row in rows for name in row)
     shares = [row["speed/all_reduce_share"] for row in rows if 2 < row["update"] <= stopped]
-    assert 0.2 < sum(shares) / len(shares) < 0.9  # rank 0 waits for the other, which sleeps
+    assert 0.05 < sum(shares) / len(shares) < 0.9  # rank 0 waits for the other, which sleeps
 
 
 def adopt(manifest, text):

@@ -293,9 +293,19 @@ def _refuse_together(store: dist.Store | None, about: str, refusal: str) -> None
     found = {rank: text for rank, text in enumerate(refusals) if text}
     if not found:
         return
+    if store is not None:
+        _wait_until_read(store, about)
     text = next(iter(found.values()))
     same = len(found) == len(refusals)
     raise ValueError(text if same else f"{text} (on {_ranks([r for r, other in found.items() if other == text])})")
+
+
+def _wait_until_read(store: dist.Store, about: str) -> None:
+    """Let rank 0, whose process may serve the store, end after the others have read what it holds."""
+    store.set(f"{about}/read/{os.environ['RANK']}", "")
+    if os.environ["RANK"] == "0":
+        with contextlib.suppress(dist.DistStoreError):  # a rank that died meanwhile
+            store.wait([f"{about}/read/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))], datetime.timedelta(seconds=30))
 
 
 def check_same_start(collectives: Collectives, config: Mapping[str, Any]) -> None:

@@ -29,6 +29,7 @@ from dist_vsd.sweep.manifest import (
 )
 from dist_vsd.sweep.overrides import check_characters, flatten, resolve
 from dist_vsd.sweep.prompts import Prompt
+from dist_vsd.sweep.slurm import SCRIPT
 
 LOCK_FILE = ".plan.lock"
 
@@ -162,7 +163,7 @@ def settle(path: Path, asked: dict[str, Any]) -> SweepSettings:
 
 def _left_by_a_planner(name: str) -> bool:
     """Say whether a file may be left by a planner that was killed before it wrote the settings, which make a directory a sweep."""
-    return name in (LOCK_FILE, MANIFEST_FILE) or name.startswith((f".{MANIFEST_FILE}.", f".{SETTINGS_FILE}."))
+    return name in (LOCK_FILE, MANIFEST_FILE, SCRIPT) or name.startswith((f".{MANIFEST_FILE}.", f".{SETTINGS_FILE}."))
 
 
 def add_runs(path: Path, settings: SweepSettings, runs: Iterable[PlannedRun]) -> tuple[Sweep, list[PlannedRun]]:
