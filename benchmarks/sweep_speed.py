@@ -1,7 +1,7 @@
-"""How fast sweeps are handled: planning 10,000 runs, collecting 500, and opening their page in Chromium.
+"""How fast sweeps are handled: planning 10,000 runs and their status, collecting 500, and opening their page in Chromium.
 
-    python benchmarks/sweep_speed.py                 writes benchmarks/results/sweep_speed.json
-    python benchmarks/sweep_speed.py --picture       draws docs/sweep_page.png instead
+    python benchmarks/sweep_speed.py                          writes benchmarks/results/sweep_speed.json
+    python benchmarks/sweep_speed.py --picture results.html   draws a page into docs/sweep_page.png instead
 
 The sweeps are synthetic: their runs' figures are made up, their turntables are scenes that the embedded prior was trained on.
 """
@@ -9,6 +9,7 @@ The sweeps are synthetic: their runs' figures are made up, their turntables are 
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import statistics
 import subprocess
@@ -29,7 +30,7 @@ from dist_vsd.sweep.page import write_page  # noqa: E402
 from dist_vsd.sweep.preview import preview_of  # noqa: E402
 from dist_vsd.sweep.results import collect  # noqa: E402
 from tests.browser import install_chromium, start_chromium  # noqa: E402
-from tests.synthetic_sweep import planned, ran, scene_turntable  # noqa: E402
+from tests.synthetic_sweep import planned, ran, scene_turntable, write_ended  # noqa: E402
 
 REPEATS = 3
 OBJECTIVES = [{"objective": "vsd", "guidance_scale": 7.5}, {"objective": "sds", "guidance_scale": 30.0}]
@@ -113,28 +114,34 @@ def open_page(folder: Path) -> dict[str, Any]:
     return found
 
 
-def draw_picture(folder: Path, file: Path) -> None:
-    """Draw the page: cards in light, the same prompt side by side in dark, and a phone."""
+def status_of_runs(folder: Path) -> dict[str, Any]:
+    """Time `dist-vsd sweep status` of 10,000 runs, 9,000 of them ended, as a process."""
+    write_ended(folder, 10_000, 9_000)
+    command = [sys.executable, "-m", "dist_vsd", "sweep", "status", str(folder)]
+
+    def show():
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+
+    return {"num_runs": 10_000, "status": repeated(lambda: seconds_of(show))}
+
+
+def draw_picture(page: Path, file: Path) -> None:
+    """Draw a results page: cards in light, the same prompt side by side in dark, and a phone."""
     from PIL import Image
 
-    subjects = ["green duck", "red car", "blue house", "purple mushroom", "red chair", "blue mug", "yellow donut", "white snowman"]
-    sweep = planned(folder / "t3-small", [f"a {subject}" for subject in subjects], OBJECTIVES, (0, 1))
-    results = collect(sweep, ran(sweep, turntables_of(sweep)))
-    write_page(folder / "results.html", sweep, results, lambda result: preview_of(sweep.run_dir(result.run)), link_media=False)
     driver = start_chromium()
     views = [((1040, 800), "light", False), ((1040, 620), "dark", True), ((390, 1420), "light", False)]
     shots = []
-    for i, ((width, height), scheme, compare) in enumerate(views):
+    for (width, height), scheme, compare in views:
         driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [{"name": "prefers-color-scheme", "value": scheme}]})
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
-        driver.get((folder / "results.html").as_uri())
+        driver.get(page.absolute().as_uri())
         if compare:
             driver.find_element("id", "as-groups").click()
         driver.execute_script("turn(false); for (const media of document.querySelectorAll('.media')) showFrame(media, 2 / 16)")
         time.sleep(0.5)
-        driver.save_screenshot(str(folder / f"{i}.png"))
-        shots.append(Image.open(folder / f"{i}.png").convert("RGB"))
+        shots.append(Image.open(io.BytesIO(driver.get_screenshot_as_png())).convert("RGB"))
     driver.quit()
     picture = Image.new("RGB", (1040 + 390, 1420), "white")
     for shot, place in zip(shots, ((0, 0), (0, 800), (1040, 0)), strict=True):
@@ -142,22 +149,22 @@ def draw_picture(folder: Path, file: Path) -> None:
     picture.quantize(255, kmeans=4, dither=Image.Dither.NONE).save(file, optimize=True)
 
 
-MEASUREMENTS = {"plan": plan_runs, "page": open_page}
+MEASUREMENTS = {"plan": plan_runs, "status": status_of_runs, "page": open_page}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=MEASUREMENTS, help="one of the measurements; the others' figures are kept")
-    parser.add_argument("--picture", action="store_true")
+    parser.add_argument("--picture", type=Path, help="a results page to draw into docs/sweep_page.png, instead of measuring")
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "sweep_speed.json")
     arguments = parser.parse_args()
     reason = install_chromium()
     if reason:
         parser.error(reason)
+    if arguments.picture:
+        draw_picture(arguments.picture, ROOT / "docs" / "sweep_page.png")
+        return
     with tempfile.TemporaryDirectory() as folder:
-        if arguments.picture:
-            draw_picture(Path(folder), ROOT / "docs" / "sweep_page.png")
-            return
         record = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
         for name in [arguments.only] if arguments.only else MEASUREMENTS:
             work = Path(folder) / name

@@ -3,11 +3,12 @@
 import functools
 import json
 import math
+import os
 from pathlib import Path
 
 from PIL import Image, ImageDraw
 
-from dist_vsd.sweep.manifest import SweepSettings
+from dist_vsd.sweep.manifest import PlannedRun, SweepSettings, read_sweep, write_manifest, write_settings
 from dist_vsd.sweep.plan import add_runs, expand
 from dist_vsd.sweep.prompts import Prompt
 from dist_vsd.sweep.state import RunState
@@ -84,3 +85,30 @@ def ran(sweep, turntables_of=lambda number: [plain_turntable(number), plain_turn
         if state.update:
             write_run(sweep.run_dir(run), number, state.update, turntables_of(number) if state.state == "done" else [])
     return states
+
+
+def plan_seeds(path, count):
+    """Plan a prompt with many seeds, of 100 updates each."""
+    write_settings(path, SweepSettings(name="ducks"))
+    write_manifest(path, [PlannedRun(prompt="a green duck", seed=seed, overrides={"num_updates": 100}) for seed in range(count)])
+    return read_sweep(path)
+
+
+def write_ended(path, num_runs, num_ended):
+    """Plan many runs and write the small files that ended ones leave: five have failed, the others are done, the rest never began."""
+    sweep = plan_seeds(path, num_runs)
+    for folder in ("leases", "attempts", "runs"):
+        (path / folder).mkdir()
+    for number, run in enumerate(sweep.runs[:num_ended]):
+        word = f'{{"exit_code": {int(number < 5)}, "error": "boom"'
+        os.makedirs(f"{path}/runs/{run.id}/checkpoints/update_00000100")
+        texts = {
+            f"runs/{run.id}/config.yaml": "num_updates: 100\n" + "field: 1\n" * 100,
+            f"runs/{run.id}/outcome.json": word + ', "update": 100}',
+            f"attempts/{run.id}.json": word + "}",
+            f"leases/{run.id}.1": "{}",
+        }
+        for name, text in texts.items():
+            with open(f"{path}/{name}", "w") as file:
+                file.write(text)
+        os.utime(f"{path}/leases/{run.id}.1", (0, 0))

@@ -10,17 +10,12 @@ import pytest
 from dist_vsd.cli import main
 from dist_vsd.sweep import lease as leases
 from dist_vsd.sweep.attempts import Attempt, attempt_file, write_attempt
-from dist_vsd.sweep.manifest import PlannedRun, SweepSettings, read_sweep, write_manifest, write_settings
+from dist_vsd.sweep.manifest import PlannedRun, SweepSettings, write_manifest, write_settings
 from dist_vsd.sweep.state import states_of
 from dist_vsd.sweep.status_table import NUM_ROWS, duration, table, totals, totals_line
 from dist_vsd.training.outcome import Outcome, write_outcome
 from tests.runs import environment
-
-
-def plan(path, count):
-    write_settings(path, SweepSettings(name="ducks"))
-    write_manifest(path, [PlannedRun(prompt="a green duck", seed=seed, overrides={"num_updates": 100}) for seed in range(count)])
-    return read_sweep(path)
+from tests.synthetic_sweep import plan_seeds, write_ended
 
 
 def begin(sweep, run, updates=0, checkpoint=0, num_updates=100):
@@ -34,7 +29,7 @@ def begin(sweep, run, updates=0, checkpoint=0, num_updates=100):
 
 
 def test_every_state_is_told_by_outcome_attempt_and_lease(tmp_path):
-    sweep = plan(tmp_path, 7)
+    sweep = plan_seeds(tmp_path, 7)
     waiting, running, stopped, done, failed, refused, killed = sweep.runs
     begin(sweep, running, updates=40, checkpoint=30, num_updates=200)
     lease = leases.acquire(tmp_path / "leases", running.id)
@@ -72,7 +67,7 @@ def test_every_state_is_told_by_outcome_attempt_and_lease(tmp_path):
 
 
 def test_the_newer_of_outcome_and_attempt_counts(tmp_path):
-    sweep = plan(tmp_path, 2)
+    sweep = plan_seeds(tmp_path, 2)
     for run, order in zip(sweep.runs, [("attempt", "outcome"), ("outcome", "attempt")], strict=True):
         run_dir = begin(sweep, run, 50, 50)
         files = {"attempt": attempt_file(sweep, run.id), "outcome": run_dir / "outcome.json"}
@@ -83,34 +78,17 @@ def test_the_newer_of_outcome_and_attempt_counts(tmp_path):
     assert [state.state for state in states_of(sweep).values()] == ["done", "failed"]
 
 
-def test_ten_thousand_runs_take_at_most_five_seconds_and_no_torch(tmp_path):
-    sweep = plan(tmp_path, 10_000)
-    for folder in ("leases", "attempts", "runs"):
-        (tmp_path / folder).mkdir()
-    for number, run in enumerate(sweep.runs[:9000]):
-        word = f'{{"exit_code": {int(number < 5)}, "error": "boom"'
-        os.makedirs(f"{tmp_path}/runs/{run.id}/checkpoints/update_00000100")
-        texts = {
-            f"runs/{run.id}/config.yaml": "num_updates: 100\n" + "field: 1\n" * 100,
-            f"runs/{run.id}/outcome.json": word + ', "update": 100}',
-            f"attempts/{run.id}.json": word + "}",
-            f"leases/{run.id}.1": "{}",
-        }
-        for name, text in texts.items():
-            with open(f"{tmp_path}/{name}", "w") as file:
-                file.write(text)
-        os.utime(f"{tmp_path}/leases/{run.id}.1", (0, 0))
+def test_a_look_at_a_large_sweep_loads_nothing_heavy(tmp_path):
+    """How long one of 10,000 runs takes is measured by benchmarks/sweep_speed.py."""
+    write_ended(tmp_path, 1000, 900)
     code = (
-        "import sys, time; from dist_vsd.cli import main; main(['sweep', 'status', sys.argv[1]]); "
-        "print(time.process_time()); sys.exit('heavy imports' if {'torch', 'diffusers', 'wandb'} & sys.modules.keys() else 0)"
+        "import sys; from dist_vsd.cli import main; main(['sweep', 'status', sys.argv[1]]); "
+        "sys.exit('heavy imports' if {'torch', 'diffusers', 'wandb'} & sys.modules.keys() else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], env=environment(), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    *lines, seconds = done.stdout.splitlines()
-    assert float(seconds) < 5.0  # of a core, so that other tests beside it don't count
-    assert lines[-1].startswith("10000 run(s): 1000 waiting, 0 running, 0 stopped early, 8995 done, 5 failed")
-    assert sum("boom" in line for line in lines) == 5, "what failed is never cut"
-    assert f"and {10_000 - NUM_ROWS} more" in lines[-2]
+    assert done.stdout.splitlines()[-1].startswith("1000 run(s): 100 waiting, 0 running, 0 stopped early, 895 done, 5 failed")
+
 
 
 def test_json_holds_all_runs_and_the_prompt_as_it_is(tmp_path, capsys):
@@ -125,7 +103,7 @@ def test_json_holds_all_runs_and_the_prompt_as_it_is(tmp_path, capsys):
 
 
 def test_what_a_run_said_is_neither_markup_nor_control_characters_on_the_terminal(tmp_path, capsys):
-    sweep = plan(tmp_path, 1)
+    sweep = plan_seeds(tmp_path, 1)
     write_attempt(attempt_file(sweep, sweep.runs[0].id), Attempt(exit_code=1, error="[bold]duck[/bold] \x1b[2J\x07"))
     assert main(["sweep", "status", str(tmp_path)]) == 0
     output = capsys.readouterr().out
@@ -134,7 +112,7 @@ def test_what_a_run_said_is_neither_markup_nor_control_characters_on_the_termina
 
 
 def test_the_table_shows_failed_and_running_runs_first(tmp_path):
-    sweep = plan(tmp_path, 60)
+    sweep = plan_seeds(tmp_path, 60)
     write_outcome(begin(sweep, sweep.runs[-1], 20, 10), Outcome(exit_code=1, update=10, error="boom"))
     lease = leases.acquire(tmp_path / "leases", sweep.runs[-2].id)
     rows, num_left_out = table(states_of(sweep).values())
