@@ -1,5 +1,6 @@
 # make demo   set up, then two particles of "a green duck" on two ranks: about ten minutes on two CPU cores
 # make test   set up, then lint and tests
+# make compare  every objective on the same prompts, seeds and budget (resumable, some four hours); make compare-quick: half an hour
 # make gallery  the README's table and pictures (resumable; under two hours on two CPU cores)
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ CORES := $(shell nproc 2>/dev/null || echo 1)
 RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
 DEMO := runs/demo
 
-.PHONY: demo test gallery lint clean
+.PHONY: demo test gallery compare compare-quick lint clean
 
 # torch first and pinned: left to the other packages, pip may choose a build with gigabytes of CUDA.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt Makefile
@@ -32,6 +33,12 @@ lint: $(VENV)/.installed
 
 gallery: $(VENV)/.installed
 	$(BIN)/python benchmarks/gallery.py
+
+compare: $(VENV)/.installed
+	$(BIN)/python benchmarks/compare.py
+
+compare-quick: $(VENV)/.installed
+	$(BIN)/python benchmarks/compare.py --scale quick
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -1,4 +1,4 @@
-"""The command line: `dist-vsd train | render | export | sweep | prior | plan | bench | info`.
+"""The command line: `dist-vsd train | render | export | sweep | prior | plan | bench | lab | info`.
 
 Exit codes: 0 done; 1 failed; 2 bad input (one line says the rule, the value and what to change, and nothing was written);
 75 stopped early with everything saved: start again with --resume to go on.
@@ -19,10 +19,12 @@ COMMANDS = {
     "train": "optimise particles for a prompt (also under `accelerate launch ... -m dist_vsd train`)",
     "render": "look at a run: turntables (GIF, MP4, PNG), grids, any cameras",
     "export": "write particles as PLY: a mesh with colours, or points",
+    "evaluate": "measure runs: CLIP score, R-precision, quality, variety, diversity, faces, overlap",
     "prior": "the embedded prior: `prior sample` draws from any prior, `prior train` makes it anew",
     "plan": "what a cluster would give: updates a second, communication, memory, node-hours",
     "bench": "measure weak and strong scaling on this machine",
     "sweep": "many runs from a file of prompts: plan, submit (Slurm or here), status, retry, cancel, collect",
+    "lab": "denoising, SDS and VSD where the target is known exactly: figures and pictures of the particles",
     "requeue": "the last line of a Slurm script: back into the queue, if the run stopped early",
     "info": "versions, devices, presets, and which rank would own which particle",
 }

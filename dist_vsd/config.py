@@ -19,13 +19,25 @@ from typing import Any
 import tyro
 import yaml
 
+from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.diffusion.timesteps import TimestepConfig
+from dist_vsd.objectives.objective_configs import AncestralConfig, ClipConfig
 from dist_vsd.particles.image import ImageConfig
+from dist_vsd.particles.latent import LatentConfig
 from dist_vsd.particles.radiance_field import RadianceFieldConfig
+from dist_vsd.particles.siren import SirenConfig
 from dist_vsd.score.score_config import ScoreConfig
 
-OBJECTIVES = ("vsd", "sds")
-REPRESENTATIONS = ("radiance_field", "image")
+REPRESENTATIONS = ("radiance_field", "image", "latent", "siren")
+FLAT = ("image", "latent", "siren")  # pictures: the same from every camera
+# The lineage, and the representations that each can serve.
+OBJECTIVES = {
+    "vsd": REPRESENTATIONS,
+    "sds": REPRESENTATIONS,
+    "denoising": REPRESENTATIONS,
+    "clip": ("radiance_field", "image", "siren"),  # it compares pictures, and a latent is none
+    "ancestral": ("image", "latent"),  # what is sampled is a picture, which these can hold
+}
 PRECISIONS = ("", "fp32", "bf16", "fp16")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 LONGEST_WANDB_TAG = 64  # wandb's own limit
@@ -35,7 +47,7 @@ DEFAULT_PRESET = "embedded"
 # trajectory of theta and phi, or (how the work is laid out) only by the rounding of sums.
 FREE_ON_RESUME = {
     "resume", "run_dir", "prompt_file", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
-    "num_shards", "micro_batch_size", "particles.offload", "turntables", "media_every",
+    "num_shards", "micro_batch_size", "particles.offload", "turntables", "media_every", "evaluate_every",
     "wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags",
 }  # fmt: skip
 
@@ -78,14 +90,47 @@ class RegularizationConfig:
     """Of the mean opacity: empties what the prior does not ask for."""
     entropy: float = 0.0
     """Of the pixels' binary opacity entropy: solid or empty, not fog."""
+    depth_variance: float = 0.0
+    """Of the variance of depth along rays (HiFA's z-variance): thin surfaces."""
     begin_at: float = 0.0
     """Fraction of num_updates from which on they act."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PromptingConfig:
+    """How the prompt depends on the view, for eps_pretrain; phi's text has no view words."""
+
+    view_words: bool = True
+    """Add "front view", "side view", "back view" or "overhead view" (DreamFusion, section 3.2); not for scenes, nor for pictures."""
+    front: str = ""
+    """A whole prompt for the front instead; empty: the prompt with its view words."""
+    side: str = ""
+    """The same for the sides ..."""
+    back: str = ""
+    """... the back ..."""
+    overhead: str = ""
+    """... and from above."""
+    perp_neg: bool = False
+    """Perp-Neg (Armandpour et al. 2023): mix neighbouring views' texts by the azimuth, and steer away from the wrong ones."""
+
+    def __post_init__(self) -> None:
+        if not self.view_words and (self.perp_neg or any((self.front, self.side, self.back, self.overhead))):
+            raise ValueError("prompting.perp_neg and prompts for views need view words: drop --prompting.no-view-words")
+
+    @property
+    def by_view(self) -> tuple[str, ...]:
+        """Prompts for front, side, back and overhead, in the order of cameras.VIEW_WORDS; empty where there is none."""
+        return self.front, self.side, self.back, self.overhead
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ParticlesConfig:
     """Where particles are kept."""
 
+    theta_batch: int = 0
+    """Particles, drawn anew in each update, that take a step; 0: all."""
+    phi_batch: int = 0
+    """Particles, the same as far as they go, whose renders phi learns from in an update; 0: all."""
     offload: bool = False
     """Keep idle particles in host memory and bring the next while the present one renders: more particles than the GPU holds."""
 
@@ -137,11 +182,13 @@ class RunConfig:
     seed: int = 0
     """Of every random draw."""
     objective: str = "vsd"
-    """vsd (ProlificDreamer) or sds (DreamFusion)."""
+    """vsd (ProlificDreamer), sds (DreamFusion), clip (Dream Fields), denoising (the UNet's Jacobian kept), or ancestral: no
+    optimisation, each particle is one sample of the prior, drawn in one update."""
     representation: str = "radiance_field"
-    """radiance_field (3D) or image (2D: text to image)."""
+    """radiance_field (3D), or in 2D image (pixels), latent (of the prior) or siren (a coordinate network)."""
     prior: str = "embedded"
-    """embedded (ships with the package), the path of a StableDiffusionPipeline folder, or a hub id."""
+    """embedded (ships with the package), a pipeline folder (Stable Diffusion 1.x, 2.x, XL), FILE.safetensors (FILE+FOLDER: with the
+    configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION."""
     final_lr_fraction: float = 1.0
     """Theta's learning rates fall linearly to this fraction over the last 40% of updates (1: constant, as published)."""
     guidance_scale: float = 7.5
@@ -166,8 +213,10 @@ class RunConfig:
     """Updates between two comparisons of phi over the ranks."""
     preview_every: int = 200
     """Updates between two grids in renders/."""
+    evaluate_every: int = 200
+    """Updates between two evaluations of all particles: CLIP score, R-precision, quality, variety, diversity, faces, recognition."""
     media_every: int = 200
-    """Updates between two looks at all particles: CLIP score, R-precision, diversity; and pictures, turntable and mesh for wandb."""
+    """Updates between two showings of all particles: grids in renders/, and with them pictures and turntables for wandb."""
     turntables: bool = True
     """Write a turntable of each particle at the end; `dist-vsd render` makes them at any time."""
     resume: bool = False
@@ -177,13 +226,18 @@ class RunConfig:
     camera: CameraConfig = CameraConfig()
     field: RadianceFieldConfig = RadianceFieldConfig()
     image: ImageConfig = ImageConfig()
+    latent: LatentConfig = LatentConfig()
+    siren: SirenConfig = SirenConfig()
+    clip: ClipConfig = ClipConfig()
+    ancestral: AncestralConfig = AncestralConfig()
+    prompting: PromptingConfig = PromptingConfig()
     regularization: RegularizationConfig = RegularizationConfig()
     particles: ParticlesConfig = ParticlesConfig()
     wandb: WandbConfig = WandbConfig()
 
     def __post_init__(self) -> None:
         counts = ("num_particles", "num_updates", "render_size", "micro_batch_size", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every", "media_every"):
+        for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every", "evaluate_every", "media_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
         if not 0.0 <= self.final_lr_fraction <= 1.0:
@@ -199,6 +253,35 @@ class RunConfig:
             if value not in choices:
                 listed = ", ".join(filter(None, choices))
                 raise ValueError(f"{name} must be one of {listed}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
+        if self.representation not in OBJECTIVES[self.objective]:
+            raise ValueError(
+                f"objective {self.objective} can't serve representation {self.representation}: use --representation "
+                f"{' or '.join(OBJECTIVES[self.objective])}, or another --objective"
+            )
+        for name in ("theta_batch", "phi_batch"):
+            if not 0 <= getattr(self.particles, name) <= self.num_particles:
+                raise ValueError(
+                    f"particles.{name} must be between 0 (all) and num_particles, {self.num_particles}, got "
+                    f"{getattr(self.particles, name)}: change {flag(f'particles.{name}')}"
+                )
+        if self.score.reuse_pass and self.particles.theta_batch != self.particles.phi_batch:
+            raise ValueError(
+                "score.reuse_pass trains phi on the particles that take a step: particles.theta_batch and phi_batch must be equal, got "
+                f"{self.particles.theta_batch} and {self.particles.phi_batch}"
+            )
+
+    @property
+    def is_flat(self) -> bool:
+        """Whether the particles are pictures: their prompt has no view words, and phi is told no pose."""
+        return self.representation in FLAT
+
+    @property
+    def texts(self) -> list[str]:
+        """Every prompt that eps_pretrain is asked of: the plain one, then one for each of VIEW_WORDS where they differ."""
+        if self.is_flat or not self.prompting.view_words:
+            return [self.prompt]
+        chosen = zip(self.prompting.by_view, VIEW_WORDS, strict=True)
+        return [self.prompt, *(text or f"{self.prompt}, {words}" for text, words in chosen)]
 
 
 def check_numbers(config: Any, prefix: str = "") -> None:

@@ -1,9 +1,15 @@
 """Fixtures that several files of tests share."""
 
+import os
+import tempfile
+
 import pytest
 
 from tests.runs import unavailable
 from tests.slurm_cluster import SlurmCluster, why_not
+
+# Processes that tests start inherit it; the user's own cache stays as it is.
+os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_"))
 
 
 @pytest.fixture(scope="session")

@@ -16,12 +16,12 @@ def theta_becomes_nan(here):
     """Poison the parameters of this rank's particles, once."""
     from dist_vsd.training import update as module
 
-    def push(state, shots, index, *rest, original=module.push_particles):
+    def push(state, score, shots, index, *rest, original=module.push_particles):
         if here and index == UPDATE:
             for particle in state.particles:
                 with torch.no_grad():
                     next(particle.theta.parameters()).fill_(float("nan"))
-        return original(state, shots, index, *rest)
+        return original(state, score, shots, index, *rest)
 
     module.push_particles = push
 
@@ -30,9 +30,9 @@ def render_is_nan(here):
     """Spoil the encoded render of one update; theta itself stays finite."""
     from dist_vsd.training import update as module
 
-    def score(prior, eps_phi, x_0, *rest, original=module.score_gradient):
+    def score(*rest, original=module.score_gradient):
         score.calls += 1
-        gradient = original(prior, eps_phi, x_0, *rest)
+        gradient = original(*rest)
         return gradient * float("nan") if here and score.calls == UPDATE + 1 else gradient
 
     score.calls = 0
@@ -41,10 +41,10 @@ def render_is_nan(here):
 
 def phi_loss_is_nan(here):
     """Spoil phi's loss of one update."""
-    from dist_vsd.training import update as module
+    from dist_vsd.training import phi_step as module
 
-    def loss_of(state, batch, weight, index, step, original=module.phi_loss_of):
-        return original(state, batch, weight * float("nan") if here and index == UPDATE else weight, index, step)
+    def loss_of(state, batch, weight, count, index, step, original=module.phi_loss_of):
+        return original(state, batch, weight * float("nan") if here and index == UPDATE else weight, count, index, step)
 
     module.phi_loss_of = loss_of
 

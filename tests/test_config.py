@@ -115,7 +115,7 @@ def test_an_unknown_key_or_a_wrong_type_is_refused_by_its_dotted_name(text, frag
     [
         ("num_updates: 0", "num_updates must be at least 1, got 0"),
         ("seed: -1", "seed must be 0 or more, got -1"),
-        ("objective: vds", "objective must be one of vsd, sds, got 'vds' (did you mean"),
+        ("objective: vds", "objective must be one of vsd, sds, denoising, clip, ancestral, got 'vds' (did you mean"),
         ("camera: {fov_deg: [70, 40]}", "camera.fov_deg must be a range, low before high, got 70.0 40.0"),
         ("camera: {distance: [0, 1]}", "camera.distance must be positive, got 0.0"),
         ("camera: {high_elevation_share: 1.5}", "camera.high_elevation_share must be in [0, 1], got 1.5"),

@@ -13,7 +13,7 @@ from dist_vsd.priors.embedded.recognition import r_precision, recognize
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER, find_pipeline
 from dist_vsd.priors.prior import eps_pretrain
-from dist_vsd.priors.sampling import load_pipeline, sample
+from dist_vsd.priors.sampling import sample_images
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
 FRESH_SEED = 987_654  # the recipe's seeds are small; shard s of seed k is drawn from k * 1,000,003 + s
@@ -59,12 +59,11 @@ def test_clip_recognises_object_and_colour_of_fresh_pictures(scorer, fresh, imag
     assert right_color >= FLOORS["clip_color_accuracy"], wrong
 
 
-def test_samples_show_what_the_prompt_says(scorer):
+def test_samples_show_what_the_prompt_says(prior, scorer):
     # A chequerboard of the 12 x 8 pairs: every object in four colours, every colour on six objects.
     pairs = [(n, c) for i, n in enumerate(OBJECTS) for j, c in enumerate(COLORS) if (i + j) % 2 == 0]
     assert len(pairs) == 48
-    pipeline, folder = load_pipeline("embedded")
-    drawn = sample(pipeline, folder, [caption(*pair) for pair in pairs], 25, 7.5, list(range(48)))
+    drawn = sample_images(prior, [caption(*pair) for pair in pairs], 25, 7.5, range(48))
     recognised = recognize(scorer, drawn)
     wrong = [(pair, said) for pair, said in zip(pairs, recognised, strict=True) if pair != said]
     assert r_precision(scorer, drawn, pairs) >= FLOORS["r_precision_cfg_7.5"], wrong

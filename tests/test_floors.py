@@ -12,7 +12,7 @@ FLOORS = {
     "particles": 1, "priors": 1, "score": 1,
     "objectives": 2, "config": 2,
     "training": 3,
-    "evaluation": 4, "export": 4, "scaling": 4,
+    "evaluation": 4, "export": 4, "scaling": 4, "lab": 4,
     "sweep": 5,
     "commands": 6,
     "cli": 7,

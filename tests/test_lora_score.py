@@ -8,7 +8,8 @@ import torch
 from dist_vsd.cameras import turntable
 from dist_vsd.diffusion.schedule import NoiseSchedule, eps_from_v
 from dist_vsd.priors.embedded.networks import TEXT_WIDTH, build_scheduler, build_unet
-from dist_vsd.score.camera_embedding import CameraEmbedding
+from dist_vsd.priors.prior import Text
+from dist_vsd.score.camera_embedding import CameraEmbedding, pose_of
 from dist_vsd.score.lora_unet import LoraScore
 from dist_vsd.score.score_config import ScoreConfig
 
@@ -32,9 +33,9 @@ def make(original, schedule=SCHEDULE, rank=4, seed=0):
 
 
 def inputs(count=2):
-    """Return x_t, t, y and c2w."""
-    x_t, y = torch.randn(count, 4, 16, 16, generator=generator()), torch.randn(count, 16, TEXT_WIDTH, generator=generator(1))
-    return x_t, torch.linspace(20, 980, count).long(), y, turntable(count, 15.0, 3.0, 40.0).c2w
+    """Return x_t, t, y and pose."""
+    x_t, y = torch.randn(count, 4, 16, 16, generator=generator()), Text(torch.randn(count, 16, TEXT_WIDTH, generator=generator(1)))
+    return x_t, torch.linspace(20, 980, count).long(), y, pose_of(turntable(count, 15.0, 3.0, 40.0), "c2w")
 
 
 def perturb(score):
@@ -45,24 +46,23 @@ def perturb(score):
 
 
 @torch.no_grad()
-def eps_of(network, x_t, t, y, *c2w):
-    output = network(x_t, t, y, *c2w)
-    return output if isinstance(output, torch.Tensor) else output.sample
+def eps_of(network, x_t, t, y, *pose):
+    return network(x_t, t, y, *pose) if isinstance(network, LoraScore) else network(x_t, t, y.tokens).sample
 
 
 def test_before_training_eps_phi_is_eps_pretrain_to_the_bit_from_any_camera(original):
-    score, (x_t, t, y, c2w) = make(original), inputs()
-    for poses in (c2w, -7 * c2w, torch.zeros_like(c2w)):
+    score, (x_t, t, y, pose) = make(original), inputs()
+    for poses in (pose, -7 * pose, torch.zeros_like(pose)):
         assert torch.equal(eps_of(score, x_t, t, y, poses), eps_of(original, x_t, t, y))
 
 
 def test_a_trained_phi_leaves_the_pretrained_model_untouched_to_the_bit(original):
-    score, (x_t, t, y, c2w) = perturb(make(original)), inputs()
-    before = eps_of(score, x_t, t, y, c2w)
+    score, (x_t, t, y, pose) = perturb(make(original)), inputs()
+    before = eps_of(score, x_t, t, y, pose)
     with score.pretrained():
         assert torch.equal(eps_of(score.unet, x_t, t, y), eps_of(original, x_t, t, y))
     assert float((before - eps_of(original, x_t, t, y)).abs().mean()) > 1e-2
-    assert torch.equal(eps_of(score, x_t, t, y, c2w), before)  # the adapters are back on
+    assert torch.equal(eps_of(score, x_t, t, y, pose), before)  # the adapters are back on
 
 
 def test_the_adapters_come_back_on_and_stay_trainable_after_an_error_inside(original):
@@ -75,30 +75,30 @@ def test_the_adapters_come_back_on_and_stay_trainable_after_an_error_inside(orig
 
 
 def test_lora_matrices_alone_change_eps_phi_and_are_switched_off_with_the_rest(original):
-    score, (x_t, t, y, c2w) = make(original), inputs()
+    score, (x_t, t, y, pose) = make(original), inputs()
     for name, parameter in score.phi().items():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1, generator=generator())
-    assert not torch.equal(eps_of(score, x_t, t, y, c2w), eps_of(original, x_t, t, y))
-    assert torch.equal(eps_of(score, x_t, t, y, c2w), eps_of(score, x_t, t, y, 3 * c2w))  # the camera still says nothing
+    assert not torch.equal(eps_of(score, x_t, t, y, pose), eps_of(original, x_t, t, y))
+    assert torch.equal(eps_of(score, x_t, t, y, pose), eps_of(score, x_t, t, y, 3 * pose))  # the camera still says nothing
 
 
 def test_the_camera_matters_once_its_last_layer_is_not_zero(original):
-    score, (x_t, t, y, c2w) = make(original), inputs()
+    score, (x_t, t, y, pose) = make(original), inputs()
     score.camera_embedding.last.weight.data.normal_(std=0.1, generator=generator())
-    assert not torch.equal(eps_of(score, x_t, t, y, c2w), eps_of(score, x_t, t, y, c2w.flip(0)))
+    assert not torch.equal(eps_of(score, x_t, t, y, pose), eps_of(score, x_t, t, y, pose.flip(0)))
     # The pose of one sample does not reach another.
-    one_moved = torch.cat([c2w[:1], c2w[:1]])
-    assert torch.equal(eps_of(score, x_t, t, y, c2w)[0], eps_of(score, x_t, t, y, one_moved)[0])
-    assert not torch.equal(eps_of(score, x_t, t, y, c2w)[1], eps_of(score, x_t, t, y, one_moved)[1])
+    one_moved = torch.cat([pose[:1], pose[:1]])
+    assert torch.equal(eps_of(score, x_t, t, y, pose)[0], eps_of(score, x_t, t, y, one_moved)[0])
+    assert not torch.equal(eps_of(score, x_t, t, y, pose)[1], eps_of(score, x_t, t, y, one_moved)[1])
 
 
 def test_gradients_reach_all_of_phi_and_the_renders_but_not_the_unet(original):
-    score, (x_t, t, y, c2w) = perturb(make(original)), inputs()
+    score, (x_t, t, y, pose) = perturb(make(original)), inputs()
     with score.pretrained():
         pass
     x_t.requires_grad_()
-    score(x_t, t, y, c2w).square().sum().backward()
+    score(x_t, t, y, pose).square().sum().backward()
     assert all(bool(p.grad.abs().sum() > 0) for p in score.phi().values())
     assert bool(x_t.grad.abs().sum() > 0)
     own = [p for name, p in score.named_parameters() if name not in score.phi()]
@@ -140,19 +140,19 @@ def test_phi_starts_from_the_given_generator_alone(original):
 
 def test_a_v_prediction_is_turned_into_eps(original):
     schedule = NoiseSchedule(SCHEDULE.alphas_cumprod, "v_prediction")
-    x_t, t, y, c2w = inputs()
-    v = eps_of(make(original), x_t, t, y, c2w)
-    eps = eps_of(make(original, schedule), x_t, t, y, c2w)
+    x_t, t, y, pose = inputs()
+    v = eps_of(make(original), x_t, t, y, pose)
+    eps = eps_of(make(original, schedule), x_t, t, y, pose)
     assert torch.equal(eps, eps_from_v(v, x_t, *schedule.alpha_sigma(t, x_t)))
 
 
 def test_the_camera_embedding_is_zero_at_the_start_and_two_layers_by_hand_later():
-    embedding, c2w = CameraEmbedding(8, generator()), turntable(3, 15.0, 3.0, 40.0).c2w
-    assert torch.equal(embedding(c2w), torch.zeros(3, 8))
+    embedding, pose = CameraEmbedding(16, 8, generator()), pose_of(turntable(3, 15.0, 3.0, 40.0), "c2w")
+    assert torch.equal(embedding(pose), torch.zeros(3, 8))
     embedding.last.weight.data.normal_(generator=generator())
-    hidden = c2w.reshape(3, 16) @ embedding.first.weight.T
+    hidden = pose @ embedding.first.weight.T
     by_hand = (hidden * hidden.sigmoid()) @ embedding.last.weight.T
-    torch.testing.assert_close(embedding(c2w), by_hand, rtol=1e-5, atol=1e-6)  # fp32
+    torch.testing.assert_close(embedding(pose), by_hand, rtol=1e-5, atol=1e-6)  # fp32
 
 
 @pytest.mark.parametrize(

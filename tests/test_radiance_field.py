@@ -83,9 +83,9 @@ def test_the_corners_are_white_and_the_middle_is_not():
 def test_an_empty_field_shows_white_alone():
     render = empty(make()).render(cameras(), 8)
     assert torch.equal(render.image, torch.ones(2, 3, 8, 8))
-    assert render.regularizers["opacity"].item() == 0
+    assert render.regularizers["opacity"]().item() == 0
     # The binary entropy of the least opacity, 1e-5: 1e-5 ln(1e5) + 1e-5.
-    assert render.regularizers["entropy"].item() == pytest.approx(1e-5 * (math.log(1e5) + 1), rel=0.02)
+    assert render.regularizers["entropy"]().item() == pytest.approx(1e-5 * (math.log(1e5) + 1), rel=0.02)
 
 
 def test_a_random_background_is_one_colour_a_camera_drawn_from_the_generator():

@@ -79,6 +79,25 @@ def test_uneven_shards_weigh_every_render_alike(tmp_path):
     assert different(checkpoint(tmp_path / "one", 4), checkpoint(tmp_path / "two", 4)) == []
 
 
+# Latent particles render at once: what differs between ranks here is who takes part in an update.
+UNEVEN = {
+    "one of five steps, phi sees three": ["--particles.theta-batch", "1", "--particles.phi-batch", "3"],
+    "three of five step, phi sees one": ["--particles.theta-batch", "3", "--particles.phi-batch", "1"],
+    "one pass of phi serves twice": ["--score.reuse-pass", "--particles.theta-batch", "2", "--particles.phi-batch", "2"],
+}
+
+
+@pytest.mark.parametrize("options", UNEVEN.values(), ids=UNEVEN.keys())
+@pytest.mark.parametrize("config", ["cpu", "deepspeed_zero3"])
+def test_particles_that_take_turns_are_the_same_on_any_layout(tmp_path, options, config):
+    """In some updates a rank has no particle that takes part, and joins in the others' passes."""
+    five = ["a duck", *TINY, "--preset", "latent", "--num-particles", "5", "--num-updates", "4", "--micro-batch-size", "1", *options]
+    run(tmp_path / "one", five)
+    run(tmp_path / "two", five, num_ranks=2, config=config)
+    one, two = (parameters(checkpoint(tmp_path / name, 4)) for name in ("one", "two"))
+    assert relative_difference(one, two) < 1e-4
+
+
 @pytest.mark.parametrize("config", ["cpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
 def test_phi_is_the_same_to_the_bit_on_all_ranks_after_every_update(tmp_path, config):
     """TINY compares phi after every update; an uneven deal makes the ranks' work differ."""

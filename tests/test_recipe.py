@@ -15,7 +15,8 @@ from dist_vsd.priors.embedded.pictures import Pictures, read_shards, render_shar
 from dist_vsd.priors.embedded.recipe import NUM_HELD_OUT_SHARDS, RecipeConfig, train_prior, write_prior
 from dist_vsd.priors.embedded.stage import StageSettings, learning_rate_factor, train_stage
 from dist_vsd.priors.pipeline_folder import find_pipeline
-from dist_vsd.priors.sampling import load_pipeline, sample
+from dist_vsd.priors.sampling import sample_images
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
 CPU = torch.device("cpu")
 TINY = RecipeConfig(num_shards=NUM_HELD_OUT_SHARDS + 1, vae_steps=2, denoiser_steps=1, clip_steps=1, num_workers=1)
@@ -92,8 +93,7 @@ def test_the_written_folder_is_found_sampled_and_scored_by_dist_vsd(finished):
     assert set(found.variants) == {"unet", "vae", "text_encoder"}
     assert found.facts["vocabulary"] == vocabulary()
     assert found.facts["camera"]["distance"] == list(pictures_module.DISTANCE_RANGE)
-    pipeline, folder = load_pipeline(str(finished[1]))
-    image = sample(pipeline, folder, ["a green duck"], num_steps=2, guidance_scale=7.5, seeds=[0])
+    image = sample_images(StableDiffusionPrior.load(str(finished[1])), ["a green duck"], num_steps=2, guidance_scale=7.5, seeds=[0])
     assert image.shape == (1, 3, 64, 64)
     scorer = ClipScorer.load(finished[1] / "clip")
     # Unit vectors in fp32.

@@ -6,7 +6,6 @@ import torch
 from dist_vsd.diffusion.schedule import (
     NoiseSchedule,
     add_noise,
-    classifier_free_guidance,
     eps_from_score,
     eps_from_v,
     v_from_eps,
@@ -86,12 +85,6 @@ def test_eps_is_minus_sigma_times_the_score_of_the_noise():
     score = -(x_t - alpha_t * x_0) / sigma_t.square()
     # The smallest sigma_t, 0.03, is divided by twice.
     torch.testing.assert_close(eps_from_score(score, sigma_t), eps, rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.0), (1.0, 3.0), (7.5, 16.0), (100.0, 201.0)])
-def test_guidance_extrapolates_from_the_unconditional_prediction(scale, expected):
-    eps_uncond, eps_cond = torch.full((2, 4), 1.0), torch.full((2, 4), 3.0)
-    assert torch.equal(classifier_free_guidance(eps_uncond, eps_cond, scale), torch.full((2, 4), expected))
 
 
 def test_a_v_prediction_scheduler_is_read_and_its_output_turned_into_eps():

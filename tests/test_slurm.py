@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -141,6 +142,21 @@ def test_a_job_that_makes_no_progress_in_three_starts_is_requeued_no_more(slurm,
     assert log(folder, job).count("the job goes back into the queue") == 3
     assert "no progress in 3 starts (update 5 each time): not requeued" in log(folder, job)
     assert slurm.details(job)["ExitCode"] == "75:0"
+
+
+def test_a_partition_that_does_not_exist_is_refused_in_one_line_and_nothing_is_submitted(slurm, folder):
+    (folder / "p.txt").write_text("a green duck\n")
+    variables = slurm.environment | ON_PATH
+
+    def dist_vsd(*words):
+        return subprocess.run(["dist-vsd", "sweep", *words], cwd=folder, env=variables, capture_output=True, text=True)
+
+    assert dist_vsd("plan", "p.txt").returncode == 0
+    refused = dist_vsd("submit", "sweeps/p", "--partition", "nowhere")
+    assert refused.returncode == 2
+    assert refused.stderr.count("\n") == 1
+    assert "partition 'nowhere'" in refused.stderr
+    assert not list((folder / "sweeps/p").rglob("submissions/*"))
 
 
 def test_every_line_of_the_readmes_chapter_runs_and_its_preempted_sweep_ends_with_a_page(slurm, folder):

@@ -155,7 +155,7 @@ CASES = {
     "p.txt --set camera.distance=2.6,3.2": ("camera.distance must be a list of 2, got 2.6",),
     "p.txt --set guidance_scale=NaN": ("guidance_scale must be a finite number",),
     "p.txt --set objective": ("must be name=value",),
-    "p.txt --set objective=vsdd": ("objective must be one of vsd, sds, got 'vsdd'", "did you mean vsd"),
+    "p.txt --set objective=vsdd": ("objective must be one of vsd, sds, denoising, clip, ancestral, got 'vsdd'", "did you mean vsd"),
     "p.txt --set prompt=x": ("prompt can't be set", "prompt file"),
     "p.txt --set run_dir=x": ("run_dir can't be set", "sweep chooses"),
     "p.txt --set-together objective=vsd,sds score.rank=4": ("have [2, 1] values", "give each as many"),

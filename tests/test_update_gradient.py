@@ -17,6 +17,7 @@ from dist_vsd.config import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER
+from dist_vsd.priors.prior import Text, TextEmbeddings
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
 
@@ -46,9 +47,8 @@ def make_state():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=generator))
     for module in (state.prior.unet, state.prior.vae, state.phi.score, state.particles[0].theta):
         module.double()
-    doubled = [
-        dataclasses.replace(e, cond=e.cond.double(), uncond=e.uncond.double()) for e in (state.prompt.by_view, state.prompt.plain)
-    ]
+    embedded = (state.prompt.by_view, state.prompt.plain)
+    doubled = [TextEmbeddings(Text(e.cond.tokens.double()), Text(e.uncond.tokens.double())) for e in embedded]
     return dataclasses.replace(state, prompt=dataclasses.replace(state.prompt, by_view=doubled[0], plain=doubled[1]))
 
 
@@ -142,13 +142,13 @@ def gradients():
     image, opacity = reference_render(theta, c2w, fov)
     vae = state.prior.vae
     x_0 = vae.encode(2 * image - 1).latent_dist.mean * vae.config.scaling_factor
-    y_c, y = state.prompt.by_view, state.prompt.plain.cond
+    y_c, y = state.prompt.by_view, state.prompt.plain.cond.tokens
     with torch.no_grad():
         t = 20 + (rand("timestep", 1).float() * 961).floor().long()
         a = alphas_cumprod[t]
         x_t = a.sqrt() * x_0 + (1 - a).sqrt() * rand("noise", 4, 16, 16, normal=True)
-        uncond = unet(x_t, t, y_c.uncond[words : words + 1]).sample
-        cond = unet(x_t, t, y_c.cond[words : words + 1]).sample
+        uncond = unet(x_t, t, y_c.uncond.tokens[words : words + 1]).sample
+        cond = unet(x_t, t, y_c.cond.tokens[words : words + 1]).sample
         guided = uncond + state.config.guidance_scale * (cond - uncond)
         gradient = (1 - a) * (guided - reference_eps_phi(unet, phi, x_t, t, y, c2w))
     o = opacity.clamp(1e-5, 1 - 1e-5)

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import nearest_command, parse, require_writable_folder
 from dist_vsd.config import DEFAULT_PRESET, flag, load_preset
-from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
+from dist_vsd.priors.pipeline_folder import find_pipeline
+from dist_vsd.priors.prompts import check_prompts
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -169,7 +170,7 @@ def check(parsed: ScalingArguments, train_words: tuple[str, ...]) -> None:
         if name in OWN_FLAGS:
             raise ValueError(f"{name} can't stand after --, bench sets it for each run: use {OWN_FLAGS[name]}")
     preset = load_preset(parsed.preset)
-    check_vocabulary([parsed.prompt], find_pipeline(parsed.prior or preset.prior))
+    check_prompts([parsed.prompt], find_pipeline(parsed.prior or preset.prior))
     require_writable_folder(Path(parsed.out), f"--out {parsed.out!r}")
 
 

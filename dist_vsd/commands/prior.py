@@ -10,9 +10,11 @@ import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse, require_writable_folder
 from dist_vsd.priors.embedded.recipe_config import RecipeConfig
-from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
+from dist_vsd.priors.pipeline_folder import find_pipeline
+from dist_vsd.priors.prompts import check_prompts
+from dist_vsd.priors.samplers import SAMPLERS
 
-SAMPLE = """Draw pictures from a prior by DDIM.
+SAMPLE = """Draw pictures from a prior by DDIM or DPM-Solver++.
 
 dist-vsd prior sample "a red car, front view" --out car.png"""
 TRAIN = """Train the embedded prior anew: pictures, VAE, denoiser, CLIP, measurements, model card.
@@ -34,11 +36,13 @@ class SampleArguments:
     out: str = "sample.png"
     """The picture; several samples stand side by side."""
     prior: str = "embedded"
-    """embedded, the path of a StableDiffusionPipeline folder, or a hub id."""
+    """embedded, a pipeline folder of Stable Diffusion (XL), FILE.safetensors[+FOLDER], or a hub id[@revision]."""
     num_samples: int = 4
     """Pictures to draw."""
     num_steps: int = 50
-    """DDIM steps."""
+    """Of the sampler."""
+    sampler: str = "ddim"
+    """ddim or dpmsolver++."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s."""
     seed: int = 0
@@ -52,6 +56,9 @@ class SampleArguments:
         for name in ("num_samples", "num_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if self.sampler not in SAMPLERS:
+            near = nearest_command(self.sampler, SAMPLERS)
+            raise ValueError(f"--sampler must be {' or '.join(SAMPLERS)}, got {self.sampler!r}{near}: change --sampler")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -88,16 +95,18 @@ def run_sample(arguments: list[str]) -> int:
         raise ValueError(f"--out {parsed.out!r} is a folder: choose a file")
     require_writable_folder(file.parent, f"--out {parsed.out!r}")
 
-    check_vocabulary([parsed.prompt], find_pipeline(parsed.prior))
+    check_prompts([parsed.prompt], find_pipeline(parsed.prior))
 
     import torch
 
     from dist_vsd.image_files import enlarge, tile, write_png
-    from dist_vsd.priors.sampling import load_pipeline, sample
+    from dist_vsd.priors.sampling import sample_images
+    from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
-    pipeline, folder = load_pipeline(parsed.prior, "cuda" if torch.cuda.is_available() else "cpu")
-    seeds = list(range(parsed.seed, parsed.seed + parsed.num_samples))
-    images = sample(pipeline, folder, [parsed.prompt] * len(seeds), parsed.num_steps, parsed.guidance_scale, seeds)
+    prior = StableDiffusionPrior.load(parsed.prior, "cuda" if torch.cuda.is_available() else "cpu")
+    seeds = range(parsed.seed, parsed.seed + parsed.num_samples)
+    prompts = [parsed.prompt] * parsed.num_samples
+    images = sample_images(prior, prompts, parsed.num_steps, parsed.guidance_scale, seeds, parsed.sampler)
     write_png(enlarge(tile([images]), parsed.enlarge), file)
     print(f"{parsed.num_samples} sample(s) of {parsed.prompt!r}: {file}")
     return 0

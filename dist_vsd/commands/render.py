@@ -21,6 +21,8 @@ turntable: one turn of each particle as GIF, MP4 and a PNG strip
 grid:      one PNG, a row for each particle, a column for each of --num-views azimuths
 views:     one PNG for each particle and each --azimuth-deg
 
+2D particles look the same from everywhere: each kind writes their pictures.
+
 Files go to RUN_DIR/export (turntable) and RUN_DIR/renders (grid, views) unless --out says otherwise."""
 
 
@@ -81,12 +83,17 @@ def run(arguments: list[str]) -> int:
     for note in saved.notes:
         print(note)
     cameras = choose_cameras(parsed, saved).to(device)
+    if saved.config.is_flat:
+        cameras = cameras[:1]  # they are the same from everywhere
     folder = Path(parsed.out) if parsed.out else saved.path / ("export" if parsed.kind == "turntable" else "renders")
     files: list[Path] = []
     rows = []
     for particle, theta in saved.particles.items():
-        frames = render_views(theta, cameras, parsed.size)
-        if parsed.kind == "turntable":
+        frames = render_views(theta, cameras, parsed.size, saved.decode)
+        if saved.config.is_flat:
+            files.append(folder / f"picture_{particle:04d}.png")
+            write_png(frames, files[-1])
+        elif parsed.kind == "turntable":
             files += write_turntable(frames, folder / f"turntable_{particle:04d}")
         elif parsed.kind == "grid":
             rows.append(frames)

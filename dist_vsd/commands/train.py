@@ -14,7 +14,8 @@ import tyro
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import DEFAULT_PRESET, RunConfig, load_preset, merge, read_yaml, to_mapping
-from dist_vsd.priors.pipeline_folder import check_vocabulary, find_pipeline
+from dist_vsd.priors.pipeline_folder import find_pipeline
+from dist_vsd.priors.prompts import check_prompts
 from dist_vsd.training.run_directory import RunDirectory, default_run_dir
 from dist_vsd.training.wandb_reporter import RUN_ID
 
@@ -103,7 +104,8 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         return 75
     minutes, what = (time.monotonic() - begin) / 60, f"{config.num_particles} particle(s)"
     if config.turntables:
-        say(f"done in {minutes:.1f} minutes: turntables of {what} are in\n  {directory.path / 'export'}")
+        pictures = "pictures" if config.is_flat else "turntables"
+        say(f"done in {minutes:.1f} minutes: {pictures} of {what} are in\n  {directory.path / 'export'}")
     else:
         say(f"done in {minutes:.1f} minutes: {what} are saved; look at them with\n  dist-vsd render {config.run_dir}")
     return 0
@@ -130,7 +132,7 @@ def optimize(state: TrainingState, directory: RunDirectory, stop: StopRequest) -
         if done:
             with naming_lost_ranks("while particles were exported"):
                 if config.turntables:
-                    write_turntables(state, directory.path)
+                    write_pictures(state, directory.path)
                 if takes_media and config.representation == "radiance_field":
                     show_meshes(state, directory.path, reporter)
                 collectives.barrier()
@@ -149,9 +151,18 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
     parsed = _parse(arguments)
     config = _with_prompt(parsed.run)
     config = dataclasses.replace(config, run_dir=str(_run_dir(config)))
+    if config.objective == "ancestral":
+        config = dataclasses.replace(config, num_updates=1)  # a particle is drawn whole in one update
     directory = RunDirectory(Path(config.run_dir))
     directory.check(config)
-    check_vocabulary([config.prompt, config.negative_prompt], find_pipeline(config.prior))
+    folder = find_pipeline(config.prior)
+    check_prompts([*config.texts, config.negative_prompt], folder)
+    if config.score.prior and config.objective == "vsd":
+        from dist_vsd.priors.stable_diffusion import check_unet_fits
+
+        check_unet_fits(find_pipeline(config.score.prior), folder)
+    if config.objective == "clip" and config.clip.model and not Path(config.clip.model).is_dir():
+        raise ValueError(f"clip.model {config.clip.model!r} is not a folder: give --clip.model the folder of a CLIPModel, or leave it out")
     return parsed, config, directory
 
 
@@ -266,18 +277,23 @@ def check_start(config: RunConfig, process: Process) -> None:
     torch.use_deterministic_algorithms(True)
 
 
-def write_turntables(state: TrainingState, path: Path) -> None:
-    """Write a turntable of each particle that this rank owns into ``path``/export."""
+def write_pictures(state: TrainingState, path: Path) -> None:
+    """Write a turntable, or the picture, of each particle that this rank owns into ``path``/export."""
     from dist_vsd.cameras import turntable
     from dist_vsd.export.turntable import render_views, write_turntable
+    from dist_vsd.image_files import write_png
 
     config, device = state.config, state.prior.device
-    cameras = turntable(40, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2).to(device)
+    num_views = 1 if config.is_flat else 40
+    cameras = turntable(num_views, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2).to(device)
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank:
             state.residence.fetch([particle])
-            frames = render_views(particle.theta, cameras, max(128, config.render_size))
-            write_turntable(frames, path / "export" / f"turntable_{particle.id:04d}")
+            frames = render_views(particle.theta, cameras, max(128, config.render_size), state.prior.decode)
+            if config.is_flat:
+                write_png(frames, path / "export" / f"picture_{particle.id:04d}.png")
+            else:
+                write_turntable(frames, path / "export" / f"turntable_{particle.id:04d}")
             state.residence.release([particle])
 
 

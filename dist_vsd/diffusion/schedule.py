@@ -90,8 +90,3 @@ def x_0_from_eps(eps: Tensor, x_t: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> 
 def eps_from_score(score: Tensor, sigma_t: Tensor) -> Tensor:
     """Eps = -sigma_t grad log p_t(x_t) (Song et al. 2021)."""
     return -sigma_t * score
-
-
-def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float) -> Tensor:
-    """Eps = eps_uncond + s (eps_cond - eps_uncond) (Ho and Salimans 2022; s = 1 is no guidance)."""
-    return eps_uncond + guidance_scale * (eps_cond - eps_uncond)

@@ -135,23 +135,25 @@ class Collectives:
         yield
         self.waited_seconds += _now() - begin
 
-    def sum_in_order(self, rows: Mapping[tuple[int, int], Sequence[Tensor]], order: Sequence[tuple[int, int]], over: str) -> list[Tensor]:
+    def sum_in_order(
+        self, rows: Mapping[tuple[int, int], Sequence[Tensor]], order: Sequence[tuple[int, int]], over: str, like: Sequence[Tensor]
+    ) -> list[Tensor]:
         """Return sums whose bits do not depend on the layout: row after row, in a given order.
 
         Every row travels by itself, so this sends as many messages as there are rows: for the deterministic mode.
 
         Args:
-            rows: of this rank, by (particle, view): tensors of the same shapes in every row.
+            rows: of this rank, by (particle, view): tensors shaped like ``like`` in every row; may be empty.
             order: of all rows of the group.
             over: "ranks", or "views" for the ranks that share a particle.
+            like: tensors of a row's shapes, on this rank's device.
 
         Returns:
             fp32 tensors shaped like those of a row, the same bits on every rank of the group.
         """
-        shapes = [t.shape for t in next(iter(rows.values()))]
+        shapes = [t.shape for t in like]
         sizes = [shape.numel() for shape in shapes]
-        example = next(iter(rows.values()))[0]
-        total = torch.zeros(sum(sizes), device=example.device)
+        total = torch.zeros(sum(sizes), device=like[0].device)
         alone = not is_distributed() or (over == "views" and self.layout.view_ranks == 1)
         for row in order:
             if row in rows:

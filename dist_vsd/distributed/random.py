@@ -24,6 +24,9 @@ Purpose = Literal[
     "phi_timestep",
     "phi_noise",
     "pose_dropout",
+    "chosen_particles",
+    "augmentation",
+    "ancestral",
 ]
 
 

@@ -8,20 +8,24 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import turntable
-from dist_vsd.evaluation.clip_figures import ClipSums, clip_score, diversity, r_precision
+from dist_vsd.cameras import Cameras
+from dist_vsd.evaluation.clip_figures import ClipSums, figures_of, sums_of
+from dist_vsd.evaluation.judge import ClipJudge
+from dist_vsd.evaluation.question import ask
+from dist_vsd.evaluation.views import turns, words_of
 from dist_vsd.export.turntable import render_views
 from dist_vsd.image_files import enlarge, tile, write_mp4, write_png
 from dist_vsd.priors.clip import ClipScorer
-from dist_vsd.priors.embedded.captions import all_pairs, caption
 from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
 from dist_vsd.training.metrics import Reporter
 from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import TrainingState
 
-NUM_VIEWS, ELEVATION_DEG = 6, 15.0
-FRAMES_A_VIEW, FRAMES_PER_SECOND = 4, 12.0  # of a turntable: its every fourth frame is a view of the grid
+# Views of a turn: of a turntable, of which the figures take every second and the grid every fourth.
+NUM_FRAMES, NUM_JUDGED, NUM_SHOWN, ELEVATION_DEG = 24, 12, 6, 15.0
+FRAMES_PER_SECOND = 12.0
 MOST_IN_A_VIDEO = 8
+PICTURES_IN_A_ROW = 8
 
 
 class Look:
@@ -36,48 +40,55 @@ class Look:
 
     def __init__(self, state: TrainingState, directory: RunDirectory, reporter: Reporter, takes_media: bool) -> None:
         self._state, self._directory, self._reporter = state, directory, reporter
-        self._with_turntable = takes_media and state.config.representation == "radiance_field"
-        self._takes_media = takes_media
-        self._clip: Judge | None = None
+        self._is_flat, self._takes_media = state.config.is_flat, takes_media
+        self._panel: Panel | None = None
 
     def __call__(self, done: int) -> None:
-        """Look after ``done`` updates: a grid every preview_every, all the rest every media_every, both at the end (collective)."""
+        """Look after ``done`` updates: grid, figures and media each at their own intervals, and all at the end (collective)."""
         config, layout = self._state.config, self._state.layout
         is_last = done == config.num_updates
+        is_judged = done % config.evaluate_every == 0 or is_last
         is_shown = done % config.media_every == 0 or is_last
-        if not (is_shown or done % config.preview_every == 0):
+        has_grid = is_shown or done % config.preview_every == 0
+        if not (is_judged or has_grid):
             return
-        turn = is_shown and self._with_turntable
-        frames = render_particles(self._state, NUM_VIEWS * (FRAMES_A_VIEW if turn else 1)) if layout.view_rank == 0 else []
-        views = [row[:: FRAMES_A_VIEW if turn else 1] for row in frames]
-        if views:
-            write_png(enlarge(tile(views), 2), self._directory.path / file_of(self._state, layout.shard, done, "png"))
-        if not is_shown:
-            return
-        figures = self._figures(views)
-        if figures:
-            self._reporter.log(done, figures)
-        if frames and turn:
+        has_turntable = is_shown and self._takes_media and not self._is_flat
+        num_frames = 1 if self._is_flat else NUM_FRAMES if has_turntable else NUM_JUDGED if is_judged else NUM_SHOWN
+        frames = render_particles(self._state, num_frames) if layout.view_rank == 0 else []
+        if frames and has_grid:
+            write_png(enlarge(self._grid(frames), 2), self._directory.path / file_of(self._state, layout.shard, done, "png"))
+        if frames and has_turntable:
             write_mp4(side_by_side(frames), self._directory.path / file_of(self._state, layout.shard, done, "mp4"), FRAMES_PER_SECOND)
-        if self._takes_media:
+        if is_judged:
+            self._judge([row[:: max(1, num_frames // NUM_JUDGED)] for row in frames], done)
+        if is_shown and self._takes_media:
             self._state.collectives.barrier()  # the other shards' files
-            kinds = {"media/grid": "png"} | ({"media/turntable": "mp4"} if turn else {})
+            kinds = {"media/grid": "png"} | ({"media/turntable": "mp4"} if has_turntable else {})
             shards = range(layout.num_shards)
             files = {name: [file_of(self._state, shard, done, kind) for shard in shards] for name, kind in kinds.items()}
             self._reporter.show(done, files)
 
-    def _figures(self, views: list[Tensor]) -> dict[str, float]:
-        """Return the figures by CLIP over all particles (collective); empty without a CLIP beside the prior."""
+    def _grid(self, frames: list[Tensor]) -> Tensor:
+        """Lay out one picture: a row for each particle, or all of them side by side if they have but one view."""
+        if not self._is_flat:
+            return tile([row[:: len(row) // NUM_SHOWN] for row in frames])
+        pictures = torch.cat(frames)
+        columns = min(PICTURES_IN_A_ROW, len(pictures))
+        white = pictures.new_ones(-len(pictures) % columns, *pictures.shape[1:])
+        return tile(list(torch.cat([pictures, white]).split(columns)))
+
+    def _judge(self, views: list[Tensor], done: int) -> None:
+        """Report the figures by CLIP over all particles, where a CLIP lies beside the prior (collective)."""
         folder = self._state.prior.folder
         if folder is None or not (folder.path / "clip").is_dir():
-            return {}
-        if self._clip is None:
-            self._clip = Judge(self._state)
-        return self._clip.figures(views)
+            return
+        if self._panel is None:
+            self._panel = Panel(self._state)
+        self._reporter.log(done, self._panel.figures(views))
 
 
-class Judge:
-    """Compares views with the prompt by the CLIP that lies beside the prior.
+class Panel:
+    """Judges views by the CLIP that lies beside the prior; see clip_figures.
 
     R-precision is told where the prior is the embedded one and the prompt one of its captions: these are what it is told from.
 
@@ -87,45 +98,40 @@ class Judge:
 
     def __init__(self, state: TrainingState) -> None:
         self._state = state
-        self._scorer = ClipScorer.load(state.prior.folder.path / "clip", state.prior.device)
-        prompt = state.config.prompt
-        captions = [caption(*pair) for pair in all_pairs()] if state.config.prior == EMBEDDED_NAME else []
-        self._has_distractors = prompt in captions
-        texts = captions if self._has_distractors else [prompt]
-        self._right = texts.index(prompt)
-        self._texts = self._scorer.embed_texts(texts)
+        config = state.config
+        poses = ([], 0) if config.is_flat else (words_of(look_cameras(state, NUM_JUDGED), config.camera), NUM_JUDGED)
+        self._question = ask(config.prompt, (), config.prior == EMBEDDED_NAME, *poses)
+        assert state.prior.folder is not None
+        self._judge = ClipJudge(ClipScorer.load(state.prior.folder.path / "clip", state.prior.device), self._question)
 
-    @torch.no_grad()
     def figures(self, views: list[Tensor]) -> dict[str, float]:
-        """Return clip/score, clip/r_precision and particles/diversity over all ranks (collective).
+        """Return the figures over all ranks (collective).
 
         Args:
             views: (V, 3, H, W) in [0, 1] of each particle that this rank speaks for; the others speak for none.
         """
-        device = self._state.prior.device
-        sums = ClipSums.zeros(NUM_VIEWS, self._texts.shape[1], device)
+        judge, num_views = self._judge, max(1, self._question.num_azimuths)
         if views:
-            embeddings = torch.stack([self._scorer.embed_images(row.to(device)) for row in views])
-            sums = ClipSums.of(embeddings, self._texts, self._right)
-        self._state.collectives.sum_over_ranks([sums.similarity, sums.hits, sums.embedding])
-        num_particles = self._state.layout.num_particles
-        figures = {"clip/score": clip_score(sums, num_particles)}
-        if self._has_distractors:
-            figures["clip/r_precision"] = r_precision(sums, num_particles)
-        if num_particles > 1:
-            figures["particles/diversity"] = diversity(sums, num_particles)
-        return figures
+            sums = sums_of(judge, torch.stack(views))
+        else:
+            sums = ClipSums.zeros(num_views, judge.width, len(self._question.candidates), judge.num_pairs, self._state.prior.device)
+        tensors = [tensor.contiguous() for tensor in sums.tensors]
+        self._state.collectives.sum_over_ranks(tensors)
+        return figures_of(ClipSums(*tensors), self._state.layout.num_particles, self._question)
+
+
+def look_cameras(state: TrainingState, num_frames: int) -> Cameras:
+    """Return the cameras of a look: one turn."""
+    return turns(state.config.camera, num_frames, (ELEVATION_DEG,))
 
 
 def render_particles(state: TrainingState, num_frames: int) -> list[Tensor]:
     """Render one turn of each particle of this rank's shard; each (num_frames, 3, H, W) in [0, 1], on the CPU."""
-    camera = state.config.camera
-    distance, fov_deg = sum(camera.distance) / 2, sum(camera.fov_deg) / 2
-    cameras = turntable(num_frames, ELEVATION_DEG, distance, fov_deg).to(state.prior.device)
+    cameras = look_cameras(state, num_frames).to(state.prior.device)
     rows = []
     for particle in state.particles:
         state.residence.fetch([particle])
-        rows.append(render_views(particle.theta, cameras, state.config.render_size))
+        rows.append(render_views(particle.theta, cameras, state.config.render_size, state.prior.decode))
         state.residence.release([particle])
     state.residence.settle()
     return rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 
 import torch
@@ -54,6 +55,15 @@ def scene_volume(name: str, turn_deg: float, scale: float, points: Tensor) -> Te
     return signed_distance(name, turned, torch.zeros(1, NUM_PROPORTIONS)) < 0
 
 
+@functools.lru_cache(maxsize=2)
+def _posed_scenes(name: str, bound: float) -> tuple[list[tuple[int, float]], Tensor]:
+    """Return the poses of the search and (num_poses, RESOLUTION^3) volumes; kept, since a prompt's particles are all compared with them."""
+    axis = (torch.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 * bound - bound
+    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+    poses = [(turn, scale) for turn in TURNS_DEG for scale in SCALES]
+    return poses, torch.stack([scene_volume(name, *pose, points) for pose in poses])
+
+
 @torch.no_grad()
 def best_overlap(field: RadianceField, name: str) -> Overlap:
     """Find the best intersection over union of a field with a canonical scene.
@@ -64,11 +74,8 @@ def best_overlap(field: RadianceField, name: str) -> Overlap:
         field: the particle.
         name: an object of the embedded prior's scenes.
     """
-    bound = field.config.bound
-    axis = (torch.arange(RESOLUTION) + 0.5) / RESOLUTION * 2 * bound - bound
-    points = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-    poses = [(turn, scale) for turn in TURNS_DEG for scale in SCALES]
-    scenes = torch.stack([scene_volume(name, *pose, points) for pose in poses]).float()
+    poses, volumes = _posed_scenes(name, field.config.bound)
+    scenes = volumes.float()
     density = density_volume(field, RESOLUTION)
     best = Overlap(0.0, 0.0, 1.0, THRESHOLDS[0])
     for threshold in THRESHOLDS:

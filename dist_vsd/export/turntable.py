@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -16,9 +17,23 @@ STRIP_FRAMES = 8
 
 
 @torch.no_grad()
-def render_views(particle: Particle, cameras: Cameras, size: int) -> Tensor:
-    """Render a particle from each camera, one at a time to bound memory; (B, 3, size, size) on the CPU."""
-    return torch.cat([particle.render(cameras[i : i + 1], size).image.cpu() for i in range(len(cameras))]).clamp(0, 1)
+def render_views(particle: Particle, cameras: Cameras, size: int, decode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """Render a particle from each camera, one at a time to bound memory.
+
+    Args:
+        particle: to look at.
+        cameras: B of them.
+        size: height and width, pixels; a latent particle has the size that its prior decodes to.
+        decode: from x_0 to a picture, for latent particles.
+
+    Returns:
+        (B, 3, size, size) in [0, 1] on the CPU.
+    """
+    images = [particle.render(cameras[i : i + 1], size).image for i in range(len(cameras))]
+    if particle.is_latent:
+        assert decode is not None
+        images = [decode(image) for image in images]
+    return torch.cat([image.cpu() for image in images]).clamp(0, 1)
 
 
 def write_turntable(frames: Tensor, stem: Path) -> list[Path]:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+from dist_vsd.diffusion.guidance import classifier_free_guidance
+from dist_vsd.priors.prior import Text
+from dist_vsd.score.score import Score
 
 
 def vsd_gradient(eps_pretrain: Tensor, eps_phi: Tensor, w_t: Tensor) -> Tensor:
@@ -20,13 +25,36 @@ def vsd_gradient(eps_pretrain: Tensor, eps_phi: Tensor, w_t: Tensor) -> Tensor:
     return w_t * (eps_pretrain - eps_phi)
 
 
-def phi_loss(eps_phi: Tensor, eps: Tensor) -> Tensor:
+def eps_of_particles(score: Score, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, entropy_weight: float) -> Tensor:
+    """Return eps_phi(x_t; c, y), or its mixture with eps_phi(x_t; y), which sees no camera (entropic score distillation).
+
+    (1 - lambda) eps_phi(x_t; c, y) + lambda eps_phi(x_t; y): guidance on phi's camera with a scale of 1 - lambda (Wang et al. 2024,
+    arXiv 2401.00909). It adds the entropy of the renders over all cameras to the objective, so that views differ.
+
+    Args:
+        score: eps_phi.
+        x_t: (B, ...) noised renders.
+        t: (B,) integer timesteps.
+        y: B texts without view words.
+        pose: (B, P); zeros stand for none.
+        entropy_weight: lambda in [0, 1]; 0 asks once.
+    """
+    if entropy_weight == 0:
+        return score(x_t, t, y, pose)
+    both = score(torch.cat([x_t, x_t]), torch.cat([t, t]), Text.cat([y, y]), torch.cat([pose, torch.zeros_like(pose)]))
+    eps_posed, eps_unposed = both.chunk(2)
+    return classifier_free_guidance(eps_unposed, eps_posed, 1.0 - entropy_weight)
+
+
+def phi_loss(eps_phi: Tensor, eps: Tensor, alpha_t: Tensor | None = None) -> Tensor:
     """Return each render's denoising loss, mean ||eps_phi(x_t') - eps'||^2 over its coordinates.
 
     Args:
         eps_phi, eps: (B, ...).
+        alpha_t: (B, 1, ...) for the loss on v, mean ||v_phi - v||^2, which at the same x_t is the one on eps / alpha_t^2; else None.
 
     Returns:
         (B,); the gradient flows to phi.
     """
-    return (eps_phi - eps).square().flatten(1).mean(1)
+    error = eps_phi - eps if alpha_t is None else (eps_phi - eps) / alpha_t
+    return error.square().flatten(1).mean(1)

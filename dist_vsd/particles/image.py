@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.particles.particle import Particle, Render
@@ -45,7 +45,12 @@ class ImageParticle(Particle):
         if size != self.config.resolution:
             image = nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
         image = image.expand(len(cameras), -1, -1, -1)
-        return Render(image, torch.ones_like(image[:, :1]), {})
+        return Render(image, torch.ones_like(image[:, :1]), image, {})
+
+    def become(self, picture: Tensor) -> None:
+        """See Particle.become; takes (3, H, W) in [0, 1], of which 0 and 1 themselves can only be neared."""
+        resized = nn.functional.interpolate(picture[None], self.logits.shape[-2:], mode="bilinear", antialias=True)
+        self.logits.data.copy_(resized.logit(eps=1e-3))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the one group, the pixels."""

@@ -51,6 +51,10 @@ class RadianceFieldConfig:
     """Updates between two refreshes of the occupancy grid."""
     occupancy_threshold: float = 0.01
     """A cell is empty when the opacity of one sample in it, and in its neighbours, is below this."""
+    track_origin: bool = False
+    """Cameras look at a moving average of the density's centre of mass, not at the cube's centre (Dream Fields' scene origin)."""
+    origin_decay: float = 0.999
+    """Of that average, each update."""
 
     def __post_init__(self) -> None:
         for name, choices in (("encoding", ENCODINGS), ("background", BACKGROUNDS)):
@@ -59,6 +63,8 @@ class RadianceFieldConfig:
         for name in ("hidden_width", "num_samples", "occupancy_resolution", "occupancy_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"field.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.origin_decay <= 1.0:
+            raise ValueError(f"field.origin_decay must be in [0, 1], got {self.origin_decay}")
         if self.bound <= 0 or self.density_radius <= 0:
             raise ValueError(f"field.bound and density_radius must be positive, got {self.bound} and {self.density_radius}")
 
@@ -86,6 +92,8 @@ class RadianceField(Particle):
         bound = config.bound
         self.occupancy = nerfacc.OccGridEstimator([-bound] * 3 + [bound] * 3, resolution=config.occupancy_resolution)
         self.occupancy.binaries.fill_(True)  # until the first refresh nothing is known to be empty
+        if config.track_origin:
+            self.register_buffer("origin", torch.zeros(3))
 
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N,) densities, in 1 / scene units, and (N, 3) colours in [0, 1] padded by COLOR_PADDING, at (N, 3) points."""
@@ -103,24 +111,29 @@ class RadianceField(Particle):
         """Render B images by volume rendering; see Particle.render.
 
         Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, the mean binary entropy of
-        the pixels' opacity in nats (pixels should be solid or empty).
+        the pixels' opacity in nats (pixels should be solid or empty); ``depth_variance``, see Rays.
         """
         config = self.config
         batch, device = len(cameras), cameras.c2w.device
         origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
+        if config.track_origin:
+            origins = origins + self.origin
         num_rays = origins.shape[0]
         offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
         march = render_marched if device.type == "cuda" else render_stratified
         rays = march(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset.to(origins))
         background = self._background(directions, batch, generator)
         color = rays.color + (1 - rays.opacity[:, None]) * background
-        opacity = rays.opacity.clamp(1e-5, 1 - 1e-5)
-        entropy = -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log())
-        image = color.reshape(batch, size, size, 3).permute(0, 3, 1, 2)
+
+        def entropy() -> Tensor:
+            opacity = rays.opacity.clamp(1e-5, 1 - 1e-5)
+            return -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log()).mean()
+
         return Render(
-            image.contiguous(),
-            rays.opacity.reshape(batch, 1, size, size),
-            {"opacity": rays.opacity.mean(), "entropy": entropy.mean()},
+            as_images(color, batch, size),
+            as_images(rays.opacity[:, None], batch, size),
+            as_images(rays.color, batch, size),
+            {"opacity": rays.opacity.mean, "entropy": entropy, "depth_variance": rays.depth_variance},
         )
 
     def _background(self, directions: Tensor, batch: int, generator: torch.Generator | None) -> Tensor:
@@ -162,9 +175,26 @@ class RadianceField(Particle):
                 occ_thre=config.occupancy_threshold,
                 n=config.occupancy_every,
             )
+        if config.track_origin:
+            self._follow_center_of_mass()
         # Widen by a cell: a part that begins to grow outwards must not be cut off until the next refresh.
         widened = nn.functional.max_pool3d(self.occupancy.binaries.float()[None], 3, stride=1, padding=1)[0] > 0
         self.occupancy.binaries.copy_(widened)
+
+
+    def _follow_center_of_mass(self) -> None:
+        """Move the origin towards the centre of mass of the density that the occupancy grid has seen."""
+        resolution, bound = self.config.occupancy_resolution, self.config.bound
+        axis = ((torch.arange(resolution, device=self.origin.device) + 0.5) / resolution * 2 - 1) * bound
+        cells = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij"), -1).reshape(-1, 3)
+        mass = self.occupancy.occs.reshape(-1, 1).clamp_min(0)
+        center = (mass * cells).sum(0) / mass.sum().clamp_min(1e-8)
+        self.origin.lerp_(center, 1 - self.config.origin_decay**self.config.occupancy_every)
+
+
+def as_images(rays: Tensor, batch: int, size: int) -> Tensor:
+    """Lay (B * size * size, C) values of rays out as (B, C, size, size) pictures."""
+    return rays.reshape(batch, size, size, -1).permute(0, 3, 1, 2).contiguous()
 
 
 def _linear(num_inputs: int, num_outputs: int, generator: torch.Generator) -> nn.Linear:

@@ -1,50 +1,102 @@
-"""A mixture of Gaussians as a prior: its noised densities, and so its scores, are known exactly. For tests of the theory.
+"""A mixture of Gaussians as a prior: its noised densities, and so its scores, are known exactly. For the laboratory and its theory.
 
-If x_0 ~ sum_k w_k N(mu_k, s_k^2 I), then x_t ~ sum_k w_k N(alpha_t mu_k, (alpha_t^2 s_k^2 + sigma_t^2) I).
+If x_0 ~ sum_k w_k N(mu_k, Sigma_k), then x_t ~ sum_k w_k N(alpha_t mu_k, alpha_t^2 Sigma_k + sigma_t^2 I). With Sigma_k = U diag(v) U^T
+the noised covariance has the same axes U and the variances alpha_t^2 v + sigma_t^2, so one decomposition serves every t.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.schedule import NoiseSchedule, eps_from_score
+from dist_vsd.priors.prior import Text, TextEmbeddings
+
+WEIGHT_TOLERANCE = 1e-5  # of the weights' sum: what fp32 and decimal fractions lose
+SYMMETRY_TOLERANCE = 1e-6  # of a covariance, relative to its largest entry
 
 
-def mixture_score(x_t: Tensor, means: Tensor, variances: Tensor, weights: Tensor) -> Tensor:
-    """Return grad log p of a mixture of isotropic Gaussians.
+def component_log_densities(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Return log(w_k N(x; mu_k, U_k diag(v_k) U_k^T)) of each component.
 
     Args:
-        x_t: (B, D) points.
+        x: (B, D) points.
         means: (B or 1, K, D).
-        variances: (B or 1, K), of each coordinate.
+        variances: (B or 1, K, D) along the axes, or (B or 1, K, 1) of isotropic components.
         weights: (K,), summing to 1.
+        axes: (K, D, D), the columns of U_k; None: those of the coordinates.
 
     Returns:
-        (B, D).
+        (B, K); the gradient flows to x.
     """
-    difference = means - x_t[:, None]
-    log_density = -0.5 * difference.square().sum(-1) / variances - 0.5 * x_t.shape[-1] * variances.log()
-    responsibility = torch.softmax(weights.log() + log_density, -1)
-    return (responsibility[..., None] * difference / variances[..., None]).sum(1)
+    difference = _along(x[:, None] - means, axes)
+    num_dimensions = x.shape[-1]
+    log_determinant = variances.log().sum(-1) * (num_dimensions // variances.shape[-1])
+    mahalanobis_squared = (difference.square() / variances).sum(-1)
+    return weights.log() - 0.5 * (mahalanobis_squared + log_determinant + num_dimensions * math.log(2 * math.pi))
+
+
+def mixture_score(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Return grad log p of a mixture: the components' scores, weighted by how likely each made x.
+
+    Args:
+        x, means, variances, weights, axes: as for component_log_densities.
+
+    Returns:
+        (B, D); the gradient flows to x.
+    """
+    responsibilities = torch.softmax(component_log_densities(x, means, variances, weights, axes), -1)
+    scores = _along(means - x[:, None], axes) / variances
+    if axes is not None:
+        scores = torch.einsum("bke,kde->bkd", scores, axes)
+    return (responsibilities[..., None] * scores).sum(1)
+
+
+def _along(vectors: Tensor, axes: Tensor | None) -> Tensor:
+    """Return the coordinates of (B, K, D) vectors along each component's axes."""
+    return vectors if axes is None else torch.einsum("bkd,kde->bke", vectors, axes)
 
 
 class GaussianMixturePrior:
-    """A prior in D dimensions with exact scores; text is ignored and encode is the identity.
+    """A prior in D dimensions with exact scores. It has no text: eps ignores ``y``, and there is no unconditional branch to guide from.
 
     Args:
-        means: (K, D).
-        std: (K,) standard deviation of each component.
-        weights: (K,), summing to 1.
+        means: (K, D); everything is computed in its dtype.
+        covariances: (K, D, D), or (K,) variances of isotropic components.
+        weights: (K,) above 0, summing to 1.
         schedule: the noise schedule.
+
+    Raises:
+        ValueError: shapes that don't match, weights that don't sum to 1, covariances that are not symmetric and positive definite.
     """
 
     image_size = 0
 
-    def __init__(self, means: Tensor, std: Tensor, weights: Tensor, schedule: NoiseSchedule) -> None:
-        if not torch.isclose(weights.sum(), weights.new_tensor(1.0), atol=1e-5):
-            raise ValueError(f"a mixture's weights must sum to 1, got {weights.tolist()}")
-        self.means, self.std, self.weights, self.schedule = means, std, weights, schedule
+    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor, schedule: NoiseSchedule) -> None:
+        _check_shapes(means, covariances, weights)
+        _check_weights(weights)
+        self.means, self.weights, self.schedule = means, weights.to(means), schedule
+        self.covariances = covariances.to(means)
+        if covariances.ndim == 1:
+            _check_positive(covariances[:, None])
+            self._variances, self._axes = self.covariances[:, None], None
+        else:
+            _check_symmetric(covariances)
+            variances, axes = torch.linalg.eigh(covariances.double())
+            _check_positive(variances)
+            self._variances, self._axes = variances.to(means), axes.to(means)
+
+    @property
+    def num_dimensions(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    @staticmethod
+    def no_text(count: int) -> TextEmbeddings:
+        """Return what eps_pretrain takes for texts: B empty ones without an unconditional branch, so that only s = 1 is accepted."""
+        return TextEmbeddings(Text(torch.empty(count, 0, 0)), None)
 
     def encode(self, image: Tensor) -> Tensor:
         """Return the samples themselves."""
@@ -54,15 +106,74 @@ class GaussianMixturePrior:
         """Return the samples themselves."""
         return x_0
 
-    def eps(self, x_t: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Return the exact eps = -sigma_t grad log p_t(x_t) for (B, D) points at (B,) timesteps."""
-        alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t)
-        variances = (alpha_t * self.std).square() + sigma_t.square()
-        score = mixture_score(x_t, alpha_t[..., None] * self.means, variances, self.weights)
-        return eps_from_score(score, sigma_t)
+    def eps(self, x_t: Tensor, t: Tensor, y: Text | None = None) -> Tensor:
+        """Return the exact eps = -sigma_t grad log p_t(x_t) for (B, D) points at (B,) timesteps; the gradient flows to x_t."""
+        means, variances = self._noised(x_t, t)
+        score = mixture_score(x_t, means, variances, self.weights, self._axes)
+        return eps_from_score(score, self.schedule.alpha_sigma(t, x_t)[1])
+
+    def component_log_densities(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Return (B, K) log(w_k N_k(x)) of (B, D) points, of p_0, or of p_t at (B,) timesteps; the gradient flows to x."""
+        return component_log_densities(x, *self._noised(x, t), self.weights, self._axes)
+
+    def log_density(self, x: Tensor, t: Tensor | None = None) -> Tensor:
+        """Return (B,) log p_0 of (B, D) points, or log p_t at (B,) timesteps; the gradient flows to x."""
+        return self.component_log_densities(x, t).logsumexp(-1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw (count, D) samples of p_0."""
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        noise = torch.randn(count, self.means.shape[1], generator=generator, dtype=self.means.dtype)
-        return self.means[k] + self.std[k, None] * noise
+        noise = torch.randn(count, self.num_dimensions, generator=generator, dtype=self.means.dtype)
+        scaled = self._variances.sqrt()[k] * noise
+        return self.means[k] + (scaled if self._axes is None else torch.einsum("bde,be->bd", self._axes[k], scaled))
+
+    def marginal(self, coordinates: tuple[int, ...]) -> GaussianMixturePrior:
+        """Return the mixture of some coordinates alone."""
+        index = list(coordinates)
+        covariances = self.covariances if self._axes is None else self.covariances[:, index][:, :, index]
+        return GaussianMixturePrior(self.means[:, index], covariances, self.weights, self.schedule)
+
+    def _noised(self, x: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return means (B or 1, K, D) and variances (B or 1, K, D or 1) of p_t, or of p_0."""
+        if t is None:
+            return self.means[None], self._variances[None]
+        alpha_t, sigma_t = (value[..., None] for value in self.schedule.alpha_sigma(t, x))
+        return alpha_t * self.means, alpha_t.square() * self._variances + sigma_t.square()
+
+
+def _check_shapes(means: Tensor, covariances: Tensor, weights: Tensor) -> None:
+    if means.ndim != 2 or 0 in means.shape:
+        raise ValueError(f"a mixture's means must have the shape (K, D) with at least one component, got {tuple(means.shape)}: change them")
+    num_components, num_dimensions = means.shape
+    if weights.shape != (num_components,):
+        raise ValueError(f"a mixture of {num_components} mean(s) needs as many weights, got the shape {tuple(weights.shape)}: change them")
+    shapes = ((num_components,), (num_components, num_dimensions, num_dimensions))
+    if covariances.shape not in shapes:
+        got = tuple(covariances.shape)
+        raise ValueError(f"a mixture's covariances must have the shape {shapes[0]} or {shapes[1]}, got {got}: change them")
+    for name, values in (("means", means), ("covariances", covariances), ("weights", weights)):
+        if not values.isfinite().all():
+            raise ValueError(f"a mixture's {name} must be finite numbers, got {values[~values.isfinite()][0]:g}: change it")
+
+
+def _check_weights(weights: Tensor) -> None:
+    if weights.min() <= 0:
+        raise ValueError(f"a mixture's weights must be above 0, got {weights.min():g}: leave that component out")
+    total = float(weights.double().sum())
+    if abs(total - 1.0) > WEIGHT_TOLERANCE:
+        raise ValueError(f"a mixture's weights must sum to 1, got {total:g}: divide each by {total:g}")
+
+
+def _check_symmetric(covariances: Tensor) -> None:
+    for k, covariance in enumerate(covariances):
+        if (covariance - covariance.T).abs().max() > SYMMETRY_TOLERANCE * covariance.abs().max():
+            raise ValueError(f"a mixture's covariances must be symmetric, got {covariance.tolist()} for component {k}: change it")
+
+
+def _check_positive(variances: Tensor) -> None:
+    """Refuse (K, D or 1) variances along the components' axes that are not positive."""
+    least, k = variances.min(-1).values.min(0)
+    if least <= 0:
+        raise ValueError(
+            f"a mixture's covariances must be positive definite, got the variance {least:g} along an axis of component {int(k)}: raise it"
+        )

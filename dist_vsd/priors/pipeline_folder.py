@@ -1,4 +1,4 @@
-"""Finding and checking a StableDiffusionPipeline folder before anything is built from it.
+"""Finding and checking a pipeline of Stable Diffusion before anything is built from it.
 
 Everything that can be wrong with a prior is told here, in one line, before a run directory is made.
 """
@@ -7,68 +7,103 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from dist_vsd.priors.hub import download, is_hub_id
+from dist_vsd.priors.pipeline_files import LDM_PREFIXES, check_tokenizer, find_variant, read_json, read_shapes, weight_files
 
 EMBEDDED_NAME = "embedded"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
-PIPELINE_CLASS = "StableDiffusionPipeline"
+STABLE_DIFFUSION, STABLE_DIFFUSION_XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 # Components with weights, and the stem of their weight files.
-WEIGHTED = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+WEIGHTED = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
+COMPONENT_CLASSES = {
+    "unet": "UNet2DConditionModel", "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection",
+}  # fmt: skip
+# One tensor of each, by whose shape weights of something else are told; its name in the original layout ends alike, but the unet's.
+FIRST_TENSORS = {"unet": "conv_in.weight", "vae": "encoder.conv_in.weight"}
+FIRST_TENSORS |= dict.fromkeys(("text_encoder", "text_encoder_2"), "token_embedding.weight")
+LDM_FIRST_OF_UNET = "model.diffusion_model.input_blocks.0.0.weight"
 FACTS_FILE = "dist_vsd.json"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+SDXL_LATENT_SCALE = 8  # pixels of a latent's side, in every SDXL
+HOW_TO_NAME = "give 'embedded', a pipeline folder, FILE.safetensors or FILE.safetensors+FOLDER, or a hub id (ORGANISATION/NAME[@REVISION])"
+_SINGLE_FILE = re.compile(r"(?P<file>.*\.safetensors)(\+(?P<configs>.+))?", re.IGNORECASE)
 
 
 @dataclasses.dataclass(frozen=True)
 class PipelineFolder:
-    """A checked pipeline folder.
+    """A checked pipeline.
 
     Attributes:
-        path: of the folder.
+        path: of the folder with its configurations and tokenizers, and, unless there is a single file, its weights.
         variants: for each weighted component, the variant of its files ("fp16") or None.
         facts: of FACTS_FILE, which only the embedded prior has: its vocabulary and the cameras it was trained on.
+        kind: STABLE_DIFFUSION or STABLE_DIFFUSION_XL.
+        single_file: with the weights of all components in the original layout, or None.
+        zeros_for_empty_prompt: whether the empty negative prompt stands for zeros, not for its embedding.
     """
 
     path: Path
     variants: dict[str, str | None]
     facts: dict[str, Any]
+    kind: str = STABLE_DIFFUSION
+    single_file: Path | None = None
+    zeros_for_empty_prompt: bool = False
+
+    @property
+    def text_encoders(self) -> list[tuple[str, str]]:
+        """The names of its text encoders, each with its tokenizer's."""
+        return _text_encoders(self.kind)
+
+    def files(self, component: str) -> list[Path]:
+        """Return the files that hold a component's weights."""
+        if self.single_file is not None:
+            return [self.single_file]
+        return weight_files(self.path / component, WEIGHTED[component], self.variants[component])
+
+    def shapes(self, component: str) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each of a component's tensors, by the headers of its files.
+
+        Raises:
+            ValueError: a file can't be read.
+        """
+        shapes = read_shapes(self.files(component), str(self.path))
+        return _part(shapes, component) if self.single_file is not None else shapes
 
 
 def find_pipeline(prior: str) -> PipelineFolder:
     """Resolve and check a prior's name.
 
+    A single file holds neither configurations nor tokenizers: they are those of the folder (or hub id) after "+", else those of
+    the base model that its tensors tell, from the hub or its cache.
+
     Args:
-        prior: "embedded", the path of a folder, or a hub id ("organisation/name").
+        prior: "embedded", the path of a folder, FILE.safetensors, FILE.safetensors+FOLDER, or a hub id ("organisation/name", or
+            "organisation/name@revision" to pin a branch, tag or commit).
 
     Raises:
         ValueError: it is missing, incomplete, damaged or of another kind.
     """
+    if prior == EMBEDDED_NAME:
+        return _check_folder(EMBEDDED_FOLDER, prior)
+    single = _SINGLE_FILE.fullmatch(prior)
     try:
-        path = EMBEDDED_FOLDER if prior == EMBEDDED_NAME else Path(prior).expanduser()
-        is_folder = path.is_dir()
+        path = Path(prior).expanduser()
+        if path.is_dir():
+            return _check_folder(path, prior)
+        if single and (file := Path(single["file"]).expanduser()).is_file():
+            return _check_single_file(file, single["configs"], prior)
+        is_file = path.is_file()
     except (OSError, RuntimeError) as error:  # a name too long for the file system, or an unknown ~user
         raise ValueError(f"prior {prior[:80]!r} is not a folder ({getattr(error, 'strerror', error)}): check the name") from error
-    if not is_folder:
-        path = _download(prior)
-    index = _read_json(path / "model_index.json", prior)
-    kind = index.get("_class_name")
-    if kind != PIPELINE_CLASS:
-        raise ValueError(f"prior {prior!r} is a {kind}, not a {PIPELINE_CLASS}: choose a Stable Diffusion 1.x or 2.x folder")
-    for component in (*WEIGHTED, "tokenizer", "scheduler"):
-        if not (path / component).is_dir():
-            raise ValueError(f"prior {prior!r} is incomplete: {path / component} is missing; copy the whole pipeline folder")
-    _read_json(path / "scheduler" / "scheduler_config.json", prior)
-    _check_tokenizer(path / "tokenizer", prior)
-    variants = {}
-    for component, stem in WEIGHTED.items():
-        _read_json(path / component / "config.json", prior)
-        variants[component] = _check_weights(path / component, stem, prior)
-    facts = _read_json(path / FACTS_FILE, prior) if (path / FACTS_FILE).exists() else {}
-    return PipelineFolder(path, variants, facts)
+    if is_file and path.suffix.lower() in (".ckpt", ".bin", ".pt", ".pth"):
+        raise ValueError(f"prior {prior!r} is pickled: nothing is unpickled here, convert it to safetensors")
+    if is_file or single or not is_hub_id(prior):
+        raise ValueError(f"prior {prior!r} is not a folder{'' if is_file else ' here, nor a file'}: {HOW_TO_NAME}")
+    return _check_folder(_download(prior, with_weights=True), prior)
 
 
 def check_vocabulary(prompts: list[str], folder: PipelineFolder) -> None:
@@ -88,55 +123,128 @@ def check_vocabulary(prompts: list[str], folder: PipelineFolder) -> None:
         raise ValueError(f"the embedded prior does not know {', '.join(map(repr, unknown))}{hint}: it knows the words {' '.join(known)}")
 
 
-def _download(prior: str) -> Path:
-    if not _HUB_ID.fullmatch(prior) or prior.startswith("."):
-        raise ValueError(f"prior {prior!r} is not a folder: give 'embedded', the path of a pipeline folder, or a hub id")
-    from huggingface_hub import snapshot_download
+def _text_encoders(kind: str) -> list[tuple[str, str]]:
+    pairs = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
+    return pairs if kind == STABLE_DIFFUSION_XL else pairs[:1]
 
-    patterns = ["model_index.json", "*/*.json", "*/*.safetensors", "*/*.txt"]
-    try:
-        return Path(snapshot_download(prior, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises errors of a dozen kinds, requests' among them
+
+def _part(shapes: dict[str, tuple[int, ...]], component: str) -> dict[str, tuple[int, ...]]:
+    return {name: shape for name, shape in shapes.items() if name.startswith(LDM_PREFIXES[component])}
+
+
+def _download(prior: str, with_weights: bool) -> Path:
+    folders = [*WEIGHTED, "tokenizer", "tokenizer_2", "scheduler"]
+    endings = ["json", "txt", "safetensors"] if with_weights else ["json", "txt"]
+    return download(prior, ["model_index.json", *(f"{folder}/*.{ending}" for folder in folders for ending in endings)])
+
+
+def _check_folder(path: Path, prior: str) -> PipelineFolder:
+    """Check a folder with its weights."""
+    folder = _check_configs(path, prior)
+    variants = {component: find_variant(path / component, WEIGHTED[component], prior) for component in folder.variants}
+    facts = read_json(path / FACTS_FILE, prior) if (path / FACTS_FILE).exists() else {}
+    folder = dataclasses.replace(folder, variants=variants, facts=facts)
+    for component in variants:
+        _check_shapes(read_shapes(folder.files(component), prior), component, path, prior)
+    return folder
+
+
+def _check_single_file(file: Path, configs: str | None, prior: str) -> PipelineFolder:
+    """Check a single file with the folder of its configurations."""
+    shapes = read_shapes([file], prior)
+    if not all(_part(shapes, component) for component in ("unet", "vae", "text_encoder")):
         raise ValueError(
-            f"prior {prior!r} is neither a folder here nor to be had from the hub ({type(error).__name__}): check the name or the network"
-        ) from error
+            f"prior {prior!r} is not a whole model in the original layout (model.diffusion_model, first_stage_model and a text encoder): "
+            "give one, or a pipeline folder"
+        )
+    if configs is None:
+        from dist_vsd.priors.single_file import base_model
+
+        base = base_model(shapes, prior)
+        try:
+            path = _download(base, with_weights=False)
+        except ValueError as error:
+            raise ValueError(
+                f"prior {prior!r} needs the configurations and the tokenizer of {base}, which can't be had from the hub or its cache: "
+                "name a folder that has them, as in --prior FILE.safetensors+FOLDER"
+            ) from error
+    else:
+        path = Path(configs).expanduser()
+        if not path.is_dir():
+            if not is_hub_id(configs):
+                raise ValueError(f"prior {prior!r}: {configs!r} is not a folder: name the pipeline folder of its configurations")
+            path = _download(configs, with_weights=False)
+    folder = dataclasses.replace(_check_configs(path, prior), single_file=file)
+    predicts = read_json(path / "scheduler" / "scheduler_config.json", prior).get("prediction_type", "epsilon")
+    if "v_pred" in shapes and predicts != "v_prediction":  # a mark that v-predicting XL files carry
+        raise ValueError(f"prior {prior!r} says that it predicts v, {path} has prediction_type {predicts!r}: name another folder after +")
+    for component in folder.variants:
+        _check_shapes(_part(shapes, component), component, path, prior)
+    return folder
 
 
-def _read_json(file: Path, prior: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text())
-    except FileNotFoundError as error:
-        raise ValueError(f"prior {prior!r} is incomplete: {file} is missing; copy the whole pipeline folder") from error
-    except (OSError, ValueError) as error:
-        raise ValueError(f"prior {prior!r} is damaged: {file} is not readable JSON; copy it anew") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"prior {prior!r} is damaged: {file} holds no JSON object; copy it anew")
-    return content
+def _check_configs(path: Path, prior: str) -> PipelineFolder:
+    """Check everything of a pipeline but its weights."""
+    index = read_json(path / "model_index.json", prior)
+    kind = index.get("_class_name")
+    if kind not in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL):
+        raise ValueError(
+            f"prior {prior!r} is a {kind}, not a {STABLE_DIFFUSION} or {STABLE_DIFFUSION_XL}: "
+            "choose Stable Diffusion 1.x, 2.x or an XL base model"
+        )
+    encoders, tokenizers = zip(*_text_encoders(kind), strict=True)
+    components = ("unet", "vae", *encoders)
+    for name in (*components, *tokenizers, "scheduler"):
+        if not (path / name).is_dir():
+            raise ValueError(f"prior {prior!r} is incomplete: {path / name} is missing; copy the whole pipeline folder")
+    for name in components:
+        _, found = index.get(name, ("", COMPONENT_CLASSES[name]))
+        if found != COMPONENT_CLASSES[name]:
+            raise ValueError(f"prior {prior!r} has a {name} of class {found}, not {COMPONENT_CLASSES[name]}: choose another prior")
+    if read_json(path / "scheduler" / "scheduler_config.json", prior).get("beta_schedule") is None:
+        raise ValueError(f"prior {prior!r} has no beta_schedule in {path / 'scheduler'}: choose a prior that was trained with one")
+    for name in tokenizers:
+        check_tokenizer(path / name, prior)
+    _check_widths({name: read_json(path / name / "config.json", prior) for name in components}, kind, prior)
+    zeros = kind == STABLE_DIFFUSION_XL and index.get("force_zeros_for_empty_prompt", True)
+    return PipelineFolder(path, dict.fromkeys(components), {}, kind, zeros_for_empty_prompt=zeros)
 
 
-def _check_tokenizer(folder: Path, prior: str) -> None:
-    if (folder / "tokenizer.json").exists():
-        _read_json(folder / "tokenizer.json", prior)
-        return
-    _read_json(folder / "vocab.json", prior)
-    if not (folder / "merges.txt").is_file():
-        raise ValueError(f"prior {prior!r} is incomplete: {folder / 'merges.txt'} is missing; copy the whole pipeline folder")
+def _check_widths(configs: dict[str, dict[str, Any]], kind: str, prior: str) -> None:
+    """Refuse parts that don't belong together, by their configurations."""
+    unet, vae = configs["unet"], configs["vae"]
+    text_width = sum(configs[name].get("hidden_size", 512) for name, _ in _text_encoders(kind))  # transformers leaves defaults out
+    wanted, given = unet.get("cross_attention_dim"), (unet.get("in_channels"), vae.get("latent_channels", 4))
+    if isinstance(wanted, int) and wanted != text_width:
+        raise ValueError(f"prior {prior!r} is of mixed parts: its unet reads texts of width {wanted}, its text encoders write {text_width}")
+    if given[0] != given[1]:
+        raise ValueError(
+            f"prior {prior!r} can't be distilled from: its unet takes {given[0]} channels, its vae gives {given[1]}; inpainting and "
+            "image-to-image models take more: choose a text-to-image model"
+        )
+    if vae.get("latents_mean") is not None or vae.get("shift_factor"):
+        raise ValueError(f"prior {prior!r} shifts its latents (latents_mean or shift_factor of its vae): Stable Diffusion has neither")
+    side = unet.get("sample_size")
+    if not isinstance(side, int):
+        raise ValueError(f"prior {prior!r} must have one sample_size in its unet's configuration, got {side!r}: square pictures alone")
+    scale = 2 ** (len(vae.get("block_out_channels", [0])) - 1)
+    if kind == STABLE_DIFFUSION_XL and scale != SDXL_LATENT_SCALE:
+        raise ValueError(f"prior {prior!r} has a vae that shrinks pictures {scale} times, an XL's {SDXL_LATENT_SCALE}: choose another")
 
 
-def _check_weights(folder: Path, stem: str, prior: str) -> str | None:
-    """Open every safetensors header of a component; return the variant of its files."""
-    for variant in (None, "fp16"):
-        middle = f".{variant}" if variant else ""
-        files = sorted({*folder.glob(f"{stem}{middle}.safetensors"), *folder.glob(f"{stem}{middle}-*-of-*.safetensors")})
-        if not files:
-            continue
-        for file in files:
-            try:
-                with safe_open(file, "pt"):
-                    pass
-            except (SafetensorError, OSError) as error:
-                raise ValueError(f"prior {prior!r} is damaged: {file} can't be read ({error}); copy it anew") from error
-        return variant
-    if any(folder.glob("*.bin")):
-        raise ValueError(f"prior {prior!r} has only pickled weights in {folder}: nothing is unpickled here, convert them to safetensors")
-    raise ValueError(f"prior {prior!r} is incomplete: no {stem}.safetensors in {folder}; copy the whole pipeline folder")
+def _check_shapes(shapes: dict[str, tuple[int, ...]], component: str, path: Path, prior: str) -> None:
+    """Refuse weights of something else, by the shape of one tensor that every layout has."""
+    config = read_json(path / component / "config.json", prior)
+    if component in ("unet", "vae"):
+        expected = (config.get("block_out_channels", [0])[0], config.get("in_channels", 3))
+    else:
+        expected = (config.get("vocab_size", 49408), config.get("hidden_size", 512))
+    first = FIRST_TENSORS[component]
+    names = (name for name in shapes if name in (first, LDM_FIRST_OF_UNET) or (component != "unet" and name.endswith(f".{first}")))
+    found = next((shapes[name][:2] for name in names), None)
+    if found != expected:
+        told = "is not there" if found is None else f"has the shape {found}"
+        raise ValueError(
+            f"prior {prior!r} is damaged: its {component} has wrong weights ({first} {told}, its configuration says {expected}); "
+            "copy it anew"
+        )

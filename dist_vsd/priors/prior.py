@@ -3,29 +3,76 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import NoiseSchedule, classifier_free_guidance
+from dist_vsd.diffusion.guidance import classifier_free_guidance, perp_neg
+from dist_vsd.diffusion.schedule import NoiseSchedule
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+    """B texts as a denoiser reads them.
+
+    Attributes:
+        tokens: (B, num_tokens, width) embeddings of the tokens.
+        pooled: (B, pooled_width) embeddings of the whole texts, which SDXL's denoiser wants beside them; else None.
+    """
+
+    tokens: Tensor
+    pooled: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: slice | Tensor | list[int]) -> Text:
+        """Return the rows of an index."""
+        return Text(self.tokens[index], None if self.pooled is None else self.pooled[index])
+
+    def expand(self, count: int) -> Text:
+        """Repeat one row ``count`` times, without copying."""
+        return Text(self.tokens.expand(count, -1, -1), None if self.pooled is None else self.pooled.expand(count, -1))
+
+    def lerp(self, other: Text, weight: Tensor) -> Text:
+        """Return (1 - weight) self + weight other, for (B,) weights."""
+        mixed = [
+            None if a is None or b is None else torch.lerp(a, b, weight.to(a).reshape(-1, *[1] * (a.ndim - 1)))
+            for a, b in ((self.tokens, other.tokens), (self.pooled, other.pooled))
+        ]
+        assert mixed[0] is not None
+        return Text(mixed[0], mixed[1])
+
+    @staticmethod
+    def cat(texts: Sequence[Text]) -> Text:
+        """Join texts into one batch."""
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        return Text(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None)
 
 
 @dataclasses.dataclass(frozen=True)
 class TextEmbeddings:
-    """A prompt as the denoiser reads it: (B, num_tokens, width) each.
+    """B prompts with what guidance steers them away from.
 
     Attributes:
         cond: of the prompts.
-        uncond: of the empty (or negative) prompt, once for each.
+        uncond: of the empty (or negative) prompt, once for each; None where a prior has none, which leaves s = 1 alone.
+        negatives: texts that Perp-Neg steers away from, each B rows.
+        negative_weights: (len(negatives), B), their weights, negative or zero.
     """
 
-    cond: Tensor
-    uncond: Tensor
+    cond: Text
+    uncond: Text | None
+    negatives: tuple[Text, ...] = ()
+    negative_weights: Tensor | None = None
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> TextEmbeddings:
         """Return the rows of an index."""
-        return TextEmbeddings(self.cond[index], self.uncond[index])
+        weights = None if self.negative_weights is None else self.negative_weights[:, index]
+        uncond = None if self.uncond is None else self.uncond[index]
+        return TextEmbeddings(self.cond[index], uncond, tuple(text[index] for text in self.negatives), weights)
 
 
 class Prior(Protocol):
@@ -47,33 +94,42 @@ class Prior(Protocol):
         """Map x_0 to (B, 3, H, W) images in [0, 1]."""
         ...
 
-    def eps(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict the noise in x_t.
+    def eps(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
+        """Predict the noise in x_t; the gradient flows to x_t.
 
         Args:
             x_t: (B, ...) noised samples.
             t: (B,) integer timesteps.
-            y: (B, num_tokens, width) embeddings.
+            y: B texts.
         """
         ...
 
 
 def eps_pretrain(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float) -> Tensor:
-    """Predict the noise with classifier-free guidance, in one batched call of the network (Ho and Salimans 2022).
+    """Predict the noise with guidance, in one batched call of the network.
+
+    Classifier-free guidance (Ho and Salimans 2022), and Perp-Neg (Armandpour et al. 2023) where ``y`` has negatives.
 
     Args:
         prior: the frozen model.
         x_t: (B, ...) noised samples.
         t: (B,) integer timesteps.
         y: embeddings of B prompts.
-        guidance_scale: s; at 1 the unconditional branch is not evaluated.
+        guidance_scale: s; at 1 and without negatives the unconditional branch is not evaluated.
 
     Returns:
-        eps_pretrain(x_t; y, s), like x_t. No gradient flows.
+        eps_pretrain(x_t; y, s), like x_t; the gradient flows to x_t unless it is switched off around the call.
+
+    Raises:
+        ValueError: s is not 1 and ``y`` has no unconditional text.
     """
-    with torch.no_grad():
-        if guidance_scale == 1.0:
-            return prior.eps(x_t, t, y.cond)
-        both = prior.eps(torch.cat([x_t, x_t]), torch.cat([t, t]), torch.cat([y.uncond, y.cond]))
-        eps_uncond, eps_cond = both.chunk(2)
+    if guidance_scale == 1.0 and not y.negatives:
+        return prior.eps(x_t, t, y.cond)
+    if y.uncond is None:
+        raise ValueError(f"guidance_scale {guidance_scale:g} needs a negative (or empty) prompt's embedding, this prior has none: use 1")
+    texts = [y.uncond, y.cond, *y.negatives]
+    count = len(texts)
+    eps_uncond, eps_cond, *eps_negatives = prior.eps(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts)).chunk(count)
+    if y.negative_weights is None:
         return classifier_free_guidance(eps_uncond, eps_cond, guidance_scale)
+    return perp_neg(eps_uncond, eps_cond, eps_negatives, y.negative_weights, guidance_scale)

@@ -1,17 +1,20 @@
-"""Stable Diffusion, or anything laid out like it, as a frozen prior; the embedded prior is loaded by the same lines."""
+"""Stable Diffusion 1.x, 2.x and XL, or anything laid out like them, as a frozen prior; the embedded prior is loaded by the same lines."""
 
 from __future__ import annotations
-
-import json
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
-from transformers import CLIPTextModel, CLIPTokenizer
 
 from dist_vsd.diffusion.schedule import NoiseSchedule
-from dist_vsd.priors.pipeline_folder import PipelineFolder, check_vocabulary, find_pipeline
-from dist_vsd.priors.prior import TextEmbeddings
+from dist_vsd.priors.networks import load_network
+from dist_vsd.priors.pipeline_files import read_json
+from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
+from dist_vsd.priors.prior import Text, TextEmbeddings
+from dist_vsd.priors.text_encoder import embed_texts
+
+# What two UNets must share to look at the same x_t and to read the same texts.
+SHARED_BY_UNETS = ("in_channels", "cross_attention_dim", "addition_embed_type", "projection_class_embeddings_input_dim")
 
 
 class StableDiffusionPrior:
@@ -19,9 +22,10 @@ class StableDiffusionPrior:
 
     Attributes:
         unet: the noise predictor; score/ injects phi's LoRA layers into it, switched off unless phi is asked.
-        vae: between images and latents.
+        vae: between images and latents. XL's overflows in fp16: where its configuration says so (force_upcast), it stays in fp32.
         schedule: the noise schedule.
         image_size: of the images that encode() wants, pixels.
+        latent_shape: (channels, h, w) of its x_0.
         scaling_factor: between the VAE's latents and x_0.
     """
 
@@ -31,13 +35,14 @@ class StableDiffusionPrior:
         self.unet, self.vae, self.schedule, self.folder = unet, vae, schedule, folder
         self.scaling_factor = vae.config.scaling_factor
         self.image_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
+        self.latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
 
     @staticmethod
     def load(prior: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPrior:
-        """Load UNet, VAE and schedule; the text encoder is loaded by embed() alone.
+        """Load UNet, VAE and schedule; text encoders are loaded by embed() alone.
 
         Args:
-            prior: "embedded", the path of a StableDiffusionPipeline folder, or a hub id.
+            prior: a name as find_pipeline() takes it.
             device: of the networks.
             dtype: of their weights; results have the dtype of what was given.
 
@@ -45,12 +50,9 @@ class StableDiffusionPrior:
             ValueError: the prior is missing, incomplete, damaged or of another kind.
         """
         folder = find_pipeline(prior)
-        unet = _load_component(UNet2DConditionModel, folder, "unet", dtype)
-        vae = _load_component(AutoencoderKL, folder, "vae", dtype)
-        scheduler = json.loads((folder.path / "scheduler" / "scheduler_config.json").read_text())
-        for network in (unet, vae):
-            network.requires_grad_(False).eval().to(device)
-        return StableDiffusionPrior(unet, vae, NoiseSchedule.from_scheduler_config(scheduler).to(device), folder)
+        unet = load_network(UNet2DConditionModel, folder, "unet", dtype)
+        vae = load_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
+        return StableDiffusionPrior(unet.to(device), vae.to(device), _read_schedule(folder).to(device), folder)
 
     @property
     def device(self) -> torch.device:
@@ -69,53 +71,94 @@ class StableDiffusionPrior:
         image = self.vae.decode((x_0 / self.scaling_factor).to(self.vae.dtype)).sample
         return (image.to(x_0.dtype) / 2 + 0.5).clamp(0, 1)
 
-    def eps(self, x_t: Tensor, t: Tensor, y: Tensor) -> Tensor:
-        """Predict the noise in (B, 4, h, w) latents at (B,) timesteps given (B, num_tokens, width) embeddings; of x_t's dtype."""
-        prediction = self.unet(x_t.to(self.unet.dtype), t, y.to(self.unet.dtype)).sample
-        return self.schedule.eps_from_prediction(prediction.to(x_t.dtype), x_t, t)
+    def eps(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
+        """Predict the noise in (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype."""
+        return predict_eps(self.unet, self.schedule, x_t, t, y)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
-        """Embed prompts; the text encoder is loaded for it and freed again.
+        """Embed prompts, from the cache or by the text encoders (see embed_texts).
 
         Args:
             prompts: B texts.
-            negative_prompt: of the unconditional branch.
+            negative_prompt: of the unconditional branch. Where the pipeline says so, as XL's does, the empty one is all zeros.
 
         Raises:
-            ValueError: the prior has a closed vocabulary and a prompt has other words.
+            ValueError: a text has words that the prior does not know, or more tokens than its text encoders take.
         """
         folder = self.folder
         if folder is None:
             raise ValueError("this prior was built without a pipeline folder: give text embeddings directly")
-        check_vocabulary([*prompts, negative_prompt], folder)
-        tokenizer = CLIPTokenizer.from_pretrained(folder.path / "tokenizer")
-        text_encoder = _load_component(CLIPTextModel, folder, "text_encoder", torch.float32)
-        text_encoder.requires_grad_(False).eval().to(self.device)
-        texts = [*prompts, negative_prompt]
-        tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids.to(self.device)
-        with torch.no_grad():
-            embeddings = text_encoder(tokens)[0]
-        uncond = embeddings[-1:].expand(len(prompts), -1, -1)
-        return TextEmbeddings(embeddings[:-1].clone(), uncond.clone())
+        rows = embed_texts(folder, [*prompts, negative_prompt], self.device)
+        uncond = rows[-1:]
+        if folder.zeros_for_empty_prompt and not negative_prompt:
+            uncond = Text(torch.zeros_like(uncond.tokens), None if uncond.pooled is None else torch.zeros_like(uncond.pooled))
+        return TextEmbeddings(rows[:-1], uncond.expand(len(prompts)))
 
 
-def _load_component(kind: type, folder: PipelineFolder, component: str, dtype: torch.dtype) -> nn.Module:
-    try:
-        network, loading = kind.from_pretrained(
-            folder.path / component,
-            use_safetensors=True,
-            local_files_only=True,
-            variant=folder.variants[component],
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"prior {str(folder.path)!r} is damaged: its {component} can't be loaded ({reason}); copy it anew") from error
-    # A tensor that the file lacks would be left at random values.
-    absent = sorted(map(str, [*loading["missing_keys"], *loading["mismatched_keys"]]))
-    if absent:
+def predict_eps(unet: UNet2DConditionModel, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
+    """Ask a UNet for the noise in (B, 4, h, w) latents at (B,) timesteps, whatever it predicts; of x_t's dtype.
+
+    The frozen prior and eps_phi, which has LoRA layers in its UNet, both ask through here. XL's also wants the pooled text and
+    its micro-conditioning (Podell et al. 2023, section 2.2): the size that the picture had, where it was cropped, and the size
+    it has; a picture is told to have its own size and no crop.
+    """
+    conditions = {}
+    if unet.config.addition_embed_type == "text_time":
+        assert y.pooled is not None, "an XL model needs pooled embeddings"
+        height, width = (SDXL_LATENT_SCALE * side for side in x_t.shape[-2:])
+        time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
+        conditions = {"text_embeds": y.pooled.to(unet.dtype), "time_ids": time_ids.expand(len(x_t), -1)}
+    prediction = unet(x_t.to(unet.dtype), t, y.tokens.to(unet.dtype), added_cond_kwargs=conditions).sample
+    return schedule.eps_from_prediction(prediction.to(x_t.dtype), x_t, t)
+
+
+def load_unet(prior: str, teacher: StableDiffusionPrior) -> tuple[UNet2DConditionModel, NoiseSchedule]:
+    """Load another checkpoint's UNet and schedule alone, for a phi that does not sit on the teacher's.
+
+    Args:
+        prior: a name as find_pipeline() takes it.
+        teacher: whose device, dtype and latents it shall share.
+
+    Raises:
+        ValueError: the prior can't be used, or does not fit the teacher's (see check_unet_fits).
+    """
+    folder = find_pipeline(prior)
+    if teacher.folder is not None:
+        check_unet_fits(folder, teacher.folder)
+    unet = load_network(UNet2DConditionModel, folder, "unet", teacher.unet.dtype)
+    return unet.to(teacher.device), _read_schedule(folder).to(teacher.device)
+
+
+def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:
+    """Refuse a UNet of other latents, texts or noise levels than the teacher's; what it predicts, eps or v, may differ.
+
+    Raises:
+        ValueError: naming what differs.
+    """
+    one, other = (_what_unets_share(pipeline) for pipeline in (folder, teacher))
+    for name, value in one.items():
+        if value != other[name]:
+            raise ValueError(
+                f"phi's prior {str(folder.single_file or folder.path)!r} does not fit the teacher: its {name} is {value}, "
+                f"the teacher's {other[name]}; choose one that shares it"
+            )
+    mine, theirs = (_read_schedule(pipeline).alphas_cumprod for pipeline in (folder, teacher))
+    if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=0, atol=1e-4):
         raise ValueError(
-            f"prior {str(folder.path)!r} is damaged: its {component} lacks {len(absent)} tensor(s), {absent[0]} first; copy it anew"
+            f"phi's prior {str(folder.single_file or folder.path)!r} does not fit the teacher: its noise schedule (alphas_cumprod) is "
+            "another; choose one that shares it"
         )
-    # The argument for it is called torch_dtype or dtype, by version; diffusers warns of every cast, needed or not.
-    return network if network.dtype == dtype else network.to(dtype)
+
+
+def _what_unets_share(folder: PipelineFolder) -> dict[str, object]:
+    unet, vae = (read_json(folder.path / name / "config.json", str(folder.path)) for name in ("unet", "vae"))
+    return {name: unet.get(name) for name in SHARED_BY_UNETS} | {"scaling_factor": vae.get("scaling_factor", 0.18215)}
+
+
+def _vae_dtype(folder: PipelineFolder, dtype: torch.dtype) -> torch.dtype:
+    overflows = read_json(folder.path / "vae" / "config.json", str(folder.path)).get("force_upcast", True)
+    return torch.float32 if dtype == torch.float16 and folder.kind == STABLE_DIFFUSION_XL and overflows else dtype
+
+
+def _read_schedule(folder: PipelineFolder) -> NoiseSchedule:
+    return NoiseSchedule.from_scheduler_config(read_json(folder.path / "scheduler" / "scheduler_config.json", str(folder.path)))

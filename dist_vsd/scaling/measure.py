@@ -17,7 +17,7 @@ import yaml
 from safetensors import safe_open
 
 from dist_vsd.errors import RunFailed
-from dist_vsd.priors.pipeline_folder import WEIGHTED, find_pipeline
+from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.scaling.machine import PACKAGE, Places
 
 STAGES = ("render", "scores", "backward", "phi")
@@ -247,13 +247,7 @@ def read_sizes(run_dir: Path) -> RunSizes:
     phi_file = checkpoint / "phi.safetensors"
     phi = sum(numbers_by_name(phi_file).values()) if phi_file.exists() else 0
     pipeline = find_pipeline(config["prior"])
-    prior = 0
-    for component in ("unet", "vae"):
-        variant = pipeline.variants[component]
-        pattern = f"{WEIGHTED[component]}{f'.{variant}' if variant else ''}"
-        files = {*(pipeline.path / component).glob(f"{pattern}.safetensors")}
-        files |= {*(pipeline.path / component).glob(f"{pattern}-*-of-*.safetensors")}
-        prior += sum(sum(numbers_by_name(file).values()) for file in files)
+    prior = sum(math.prod(shape) for component in ("unet", "vae") for shape in pipeline.shapes(component).values())
     return RunSizes(
         theta,
         phi,

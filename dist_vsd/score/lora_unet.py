@@ -1,4 +1,4 @@
-"""eps_phi(x_t, t, c, y): the prior's own UNet with LoRA layers and a camera embedding. There is no second UNet."""
+"""eps_phi(x_t, t, c, y): a UNet with LoRA layers and a camera embedding. By default the prior's own: there is no second UNet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from dist_vsd.diffusion.schedule import NoiseSchedule
-from dist_vsd.score.camera_embedding import CameraEmbedding
+from dist_vsd.priors.prior import Text
+from dist_vsd.priors.stable_diffusion import predict_eps
+from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
 from dist_vsd.score.score_config import ScoreConfig
 
 ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
@@ -21,15 +23,15 @@ ADAPTER = "phi"
 
 
 class LoraScore(nn.Module):
-    """eps_phi on the UNet of a prior.
+    """eps_phi on a UNet.
 
     The adapters stay switched on; whoever asks the pretrained model does it inside ``pretrained()``. While the LoRA's up
-    matrices and the camera embedding's last layer are zero, eps_phi equals eps_pretrain to the bit.
+    matrices and the camera embedding's last layer are zero, eps_phi equals its pretrained UNet to the bit.
 
     Args:
-        unet: the prior's; LoRA layers are injected in place, its own weights stay frozen.
-        schedule: the prior's.
-        config: rank of the LoRA.
+        unet: the prior's, or one of its own; LoRA layers are injected in place, its weights stay frozen.
+        schedule: of that UNet.
+        config: rank and alpha of the LoRA, kind of the pose.
         generator: draws the LoRA's down matrices and the camera embedding, on the CPU.
     """
 
@@ -38,7 +40,7 @@ class LoraScore(nn.Module):
     ) -> None:
         super().__init__()
         self.schedule = schedule
-        lora = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=list(ATTENTION_PROJECTIONS))
+        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(ATTENTION_PROJECTIONS))
         self.unet = inject_adapter_in_model(lora, unet, adapter_name=ADAPTER)
         self._adapted = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
         for layer in self._adapted:
@@ -47,7 +49,8 @@ class LoraScore(nn.Module):
             with torch.no_grad():
                 down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / config.rank)
                 up.weight.zero_()
-        self.camera_embedding = CameraEmbedding(unet.time_embedding.linear_2.out_features, generator).to(unet.device)
+        num_inputs, width = POSE_WIDTHS[config.camera], unet.time_embedding.linear_2.out_features
+        self.camera_embedding = CameraEmbedding(num_inputs, width, generator).to(unet.device) if num_inputs else None
         self._offset: Tensor | None = None
         unet.time_embedding.register_forward_hook(self._add_offset)
 
@@ -69,21 +72,20 @@ class LoraScore(nn.Module):
         """Return what is trained, by name: the LoRA matrices and the camera embedding."""
         return {name: p for name, p in self.named_parameters() if "lora_" in name or name.startswith("camera_embedding.")}
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Tensor, c2w: Tensor) -> Tensor:
+    def forward(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
         """Predict the noise in renders of the particles.
 
         Args:
             x_t: (B, 4, h, w) noised renders.
             t: (B,) integer timesteps.
-            y: (B, num_tokens, width) embeddings of the prompt without view words.
-            c2w: (B, 4, 4) poses; zeros where the pose is dropped.
+            y: B texts, without view words.
+            pose: (B, P) of pose_of(); zeros where the pose is dropped.
 
         Returns:
             eps_phi, (B, 4, h, w), of x_t's dtype; the gradient flows to phi and x_t.
         """
-        self._offset = self.camera_embedding(c2w)
+        self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None
         try:
-            prediction = self.unet(x_t.to(self.unet.dtype), t, y.to(self.unet.dtype)).sample
+            return predict_eps(self.unet, self.schedule, x_t, t, y)
         finally:
             self._offset = None
-        return self.schedule.eps_from_prediction(prediction.to(x_t.dtype), x_t, t)

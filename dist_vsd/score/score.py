@@ -7,12 +7,14 @@ from typing import Protocol
 
 from torch import Tensor
 
+from dist_vsd.priors.prior import Text
+
 
 class Score(Protocol):
     """eps_phi(x_t, t, c, y), the noise predictor of the particles' renders."""
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Tensor, c2w: Tensor) -> Tensor:
-        """Predict the noise in (B, ...) noised renders at (B,) timesteps, given texts and (B, 4, 4) poses."""
+    def __call__(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
+        """Predict the noise in (B, ...) noised renders at (B,) timesteps, given B texts and (B, P) poses."""
         ...
 
     def pretrained(self) -> contextlib.AbstractContextManager[None]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
+CAMERAS = ("c2w", "spherical", "none")
+LOSSES = ("eps", "v")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ScoreConfig:
@@ -11,19 +14,48 @@ class ScoreConfig:
 
     rank: int = 4
     """Rank of the LoRA layers on q, k, v and out of every attention."""
+    alpha: float = 0.0
+    """LoRA's alpha: its layers are scaled by alpha / rank; 0: as the rank, a scale of 1."""
+    prior: str = ""
+    """Another checkpoint whose UNet phi sits on, as ProlificDreamer's does (2.1 beside 2.1-base); empty: the prior's own."""
+    camera: str = "c2w"
+    """The pose that phi is told: c2w (4 x 4), spherical (elevation, sine and cosine of azimuth, distance: threestudio's) or none."""
+    loss: str = "eps"
+    """phi's regression: eps, or v, which weighs the same error by 1 / alpha_t^2 (Salimans and Ho 2022)."""
     lr: float = 1e-4
     """AdamW's learning rate."""
     weight_decay: float = 0.01
     num_warmup_updates: int = 500
     """Updates over which the learning rate rises linearly to lr."""
     steps_per_update: int = 1
-    """AdamW steps of phi after each step of the particles, each with its own draws on the same renders."""
+    """AdamW steps of phi after each step of the particles, each with its own draws on the same renders (DMD2 needed 5 to 10)."""
     pose_dropout: float = 0.1
     """Probability that phi's training sees no camera."""
+    entropy_weight: float = 0.0
+    """Lambda of entropic score distillation (Wang et al. 2024, arXiv 2401.00909): the share of eps_phi without the camera; 0: VSD."""
+    reuse_pass: bool = False
+    """phi's training pass also serves as its score: same t and noise for both, one pass of the UNet less an update."""
 
     def __post_init__(self) -> None:
         for name in ("rank", "steps_per_update"):
             if getattr(self, name) < 1:
                 raise ValueError(f"score.{name} must be at least 1, got {getattr(self, name)}: raise --score.{name.replace('_', '-')}")
-        if not 0.0 <= self.pose_dropout <= 1.0:
-            raise ValueError(f"score.pose_dropout must be in [0, 1], got {self.pose_dropout}: change --score.pose-dropout")
+        for name in ("pose_dropout", "entropy_weight"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"score.{name} must be in [0, 1], got {getattr(self, name)}: change --score.{name.replace('_', '-')}")
+        if self.alpha < 0:
+            raise ValueError(f"score.alpha must be 0 (as the rank) or more, got {self.alpha}: raise --score.alpha")
+        for name, choices in (("camera", CAMERAS), ("loss", LOSSES)):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"score.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}: change --score.{name}")
+        if self.reuse_pass and self.steps_per_update > 1:
+            raise ValueError(
+                f"score.reuse_pass has one pass of phi an update, got score.steps_per_update {self.steps_per_update}: use one of them"
+            )
+        if self.reuse_pass and self.entropy_weight > 0:
+            raise ValueError("score.reuse_pass asks phi once, and score.entropy_weight twice, with the camera and without: use one of them")
+        if self.entropy_weight > 0 and (self.camera == "none" or self.pose_dropout == 0):
+            raise ValueError(
+                "score.entropy_weight wants a phi that is trained with and without the camera: raise --score.pose-dropout above 0, "
+                f"and choose a camera (got pose_dropout {self.pose_dropout:g}, camera {self.camera})"
+            )

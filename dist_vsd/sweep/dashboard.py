@@ -25,6 +25,10 @@ CHARTS: dict[str, dict[str, tuple[str, ...]]] = {
         "CLIP score": ("clip/score",),
         "CLIP R-precision": ("clip/r_precision",),
         "Diversity between particles": ("particles/diversity",),
+        "Entropy of CLIP's predictions, bits: for a view (quality), of their mean (variety)": ("clip/quality_bits", "clip/variety_bits"),
+        "Share of particles with more than one face": ("particles/multi_face_rate",),
+        "Recognised: object, colour, view": ("recognition/object", "recognition/color", "recognition/view"),
+        "Entropy of what is recognised where the prompt leaves it open, bits": ("recognition/color_bits", "recognition/view_bits"),
         "Opacity": ("theta/opacity",),
     },
     "Scores": {

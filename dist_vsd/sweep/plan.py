@@ -8,14 +8,16 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dist_vsd.config import RunConfig, load_preset, to_mapping
+from dist_vsd.cameras import VIEW_WORDS
+from dist_vsd.config import FLAT, RunConfig, load_preset, to_mapping
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.priors.pipeline_folder import PipelineFolder, check_vocabulary, find_pipeline
+from dist_vsd.priors.hub import is_hub_id
+from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
+from dist_vsd.priors.prompts import check_prompts
 from dist_vsd.sweep.manifest import (
     MANIFEST_FILE,
     SETTINGS_FILE,
@@ -108,28 +110,26 @@ class _Checks:
         """Find a prior that is a folder; what only the hub may have is not asked for while planning."""
         if prior not in self._priors:
             try:
-                self._priors[prior] = None if _is_on_the_hub(prior) else find_pipeline(prior)
+                self._priors[prior] = None if is_hub_id(prior) else find_pipeline(prior)
             except ValueError as error:
                 where = f"preset {self._preset}, to complete with --set prior=PATH" if prior == self._base.prior else source
                 raise ValueError(f"{where}: {error}") from error
 
     def words(self, prompt: Prompt, overrides: dict[str, Any]) -> None:
-        """Refuse words that a prior with a closed vocabulary does not know."""
+        """Refuse words that a prior with a closed vocabulary does not know, and prompts that are too long for its text encoder."""
         prior = overrides.get("prior", self._base.prior)
         negative = overrides.get("negative_prompt", self._base.negative_prompt)
+        is_flat = overrides.get("representation", self._base.representation) in FLAT
+        has_views = not is_flat and overrides.get("prompting.view_words", self._base.prompting.view_words)
+        longest = f"{prompt.text}, {max(VIEW_WORDS, key=len)}" if has_views else prompt.text
         folder = self._priors[prior]
-        if folder is None or (prompt.text, negative, prior) in self._known:
+        if folder is None or (longest, negative, prior) in self._known:
             return
         try:
-            check_vocabulary([prompt.text, negative], folder)
+            check_prompts([longest, negative], folder)
         except ValueError as error:
             raise ValueError(f"{prompt.source}: {error}") from error
-        self._known.add((prompt.text, negative, prior))
-
-
-def _is_on_the_hub(prior: str) -> bool:
-    """Say whether a prior's name can only be a hub id."""
-    return re.fullmatch(r"\w[\w.-]*/[\w.-]+", prior) is not None and not Path(prior).is_dir()
+        self._known.add((longest, negative, prior))
 
 
 def settle(path: Path, asked: dict[str, Any]) -> SweepSettings:

@@ -69,7 +69,7 @@ class DeepSpeedPhi:
         self._engine.backward(loss * self._world_size)  # DeepSpeed averages over ranks; this undoes the division
         return loss.detach()
 
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float, order: Renders) -> bool:
         """See PhiTrainer; DeepSpeed looks at the global norm, so all ranks skip a gradient that is not finite."""
         for group in self._zero.param_groups:
             group["lr"] = lr

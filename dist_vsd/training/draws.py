@@ -7,10 +7,39 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import Cameras, look_at_origin, view_words
-from dist_vsd.config import CameraConfig, RunConfig
+from dist_vsd.cameras import Cameras, look_at_origin
+from dist_vsd.config import RunConfig
 from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at
+from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import Purpose, keyed_generator
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The particles that take part in one update, the same on all ranks.
+
+    Attributes:
+        theta: ids of those that take a step.
+        phi: ids of those whose renders phi learns from.
+    """
+
+    theta: frozenset[int]
+    phi: frozenset[int]
+
+    def most_on_a_rank(self, ids: frozenset[int], layout: Layout) -> int:
+        """Return the renders of some particles on the rank that has most of them."""
+        counts = [len(ids.intersection(layout.particles_of_shard(shard))) for shard in range(layout.num_shards)]
+        return max(counts) * len(layout.views)
+
+
+def choose_particles(config: RunConfig, num_particles: int, index: int) -> Chosen:
+    """Draw which particles take part in an update; the smaller of the two sets is part of the larger, so that renders serve both."""
+    sizes = [size or num_particles for size in (config.particles.theta_batch, config.particles.phi_batch)]
+    if min(sizes) == num_particles:
+        everyone = frozenset(range(num_particles))
+        return Chosen(everyone, everyone)
+    order = torch.randperm(num_particles, generator=keyed_generator(config.seed, "chosen_particles", update=index)).tolist()
+    return Chosen(*(frozenset(order[:size]) for size in sizes))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,12 +77,6 @@ def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tens
     """Draw (1,) from an interval, uniformly; fp64, so that poses are exact before they are rounded to theta's precision."""
     low, high = interval
     return low + (high - low) * torch.rand(1, generator=generator).double()
-
-
-def words_of(cameras: Cameras, config: CameraConfig) -> list[str]:
-    """Return the view words of each camera."""
-    poses = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
-    return [view_words(a, e, config.overhead_deg, config.front_deg) for a, e in poses]
 
 
 def draw_t(config: RunConfig, shots: list[Shot], index: int, num_timesteps: int) -> Tensor:

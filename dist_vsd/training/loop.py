@@ -12,9 +12,10 @@ import torch
 from dist_vsd.training import checkpoint
 from dist_vsd.training.metrics import Reporter
 from dist_vsd.training.preemption import StopRequest
+from dist_vsd.training.report import Report
 from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import TrainingState, phi_tensors
-from dist_vsd.training.update import Report, update
+from dist_vsd.training.update import update
 from dist_vsd.training.window import Window, means_by_band
 
 

@@ -50,8 +50,13 @@ class PhiTrainer(Protocol):
             is_last: whether it is the last before step().
         """
 
-    def step(self, lr: float) -> bool:
-        """Sum the gradients over ranks and take AdamW's step; False if they are not finite and all ranks skip it (collective)."""
+    def step(self, lr: float, order: Renders) -> bool:
+        """Sum the gradients over ranks and take AdamW's step; False if they are not finite and all ranks skip it (collective).
+
+        Args:
+            lr: learning rate.
+            order: all renders of all ranks that were accumulated.
+        """
 
     def tensors(self) -> dict[str, Tensor]:
         """Return phi by name, whole, on every rank (collective under ZeRO 3)."""
@@ -87,16 +92,16 @@ class PlainPhi:
         (loss * self._loss_scale).backward()
         return loss.detach()
 
-    def _reduce(self) -> None:
+    def _reduce(self, order: Renders) -> None:
         self._collectives.sum_over_ranks([p.grad for p in self._parameters])
 
-    def step(self, lr: float) -> bool:
+    def step(self, lr: float, order: Renders) -> bool:
         """See PhiTrainer."""
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
             parameter.grad /= self._loss_scale
-        self._reduce()
+        self._reduce(order)
         self.gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters])
         # After the sum every rank holds the same gradient, so all decide alike.
         finite = bool(torch.stack([p.grad.isfinite().all() for p in self._parameters]).all())  # CPU-GPU sync
@@ -146,11 +151,9 @@ class OrderedPhi(PlainPhi):
             parameter.grad = None
         return loss
 
-    def _reduce(self) -> None:
-        layout = self._collectives.layout
-        order = [(particle, view) for particle in range(layout.num_particles) for view in range(layout.num_views)]
+    def _reduce(self, order: Renders) -> None:
         rows = {render: [g / self._loss_scale for g in gradients] for render, gradients in self._rows.items()}
-        for parameter, total in zip(self._parameters, self._collectives.sum_in_order(rows, order, "ranks"), strict=True):
+        for parameter, total in zip(self._parameters, self._collectives.sum_in_order(rows, order, "ranks", self._parameters), strict=True):
             parameter.grad = total
         self._rows = {}
 
@@ -207,5 +210,5 @@ class DataParallelPhi(PlainPhi):
         self._ddp._set_ddp_runtime_logging_sample_rate(1 << 30)
         return max(0.0, times.get("backward_comm_time", 0) - times.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
-    def _reduce(self) -> None:
+    def _reduce(self, order: Renders) -> None:
         self._collectives.count_all_reduce(self._num_bytes, self._world_size)  # done inside backward

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from dist_vsd.config import RunConfig, merge
 from dist_vsd.particles.particle import Particle
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.serialization import read_tensors
 from dist_vsd.training.checkpoint import load_theta, newest_valid
 from dist_vsd.training.owned_particle import build_particle
@@ -25,6 +28,7 @@ class SavedRun:
         update: updates done.
         particles: by id.
         notes: checkpoints that were passed over, and why.
+        decode: from x_0 to pictures, for latent particles; else None.
     """
 
     path: Path
@@ -32,6 +36,7 @@ class SavedRun:
     update: int
     particles: dict[int, Particle]
     notes: list[str]
+    decode: Callable[[Tensor], Tensor] | None = None
 
 
 def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device | str = "cpu") -> SavedRun:
@@ -64,4 +69,5 @@ def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device |
         owned = build_particle(config, particle, torch.device(device))
         load_theta(owned.theta, read_tensors(found.path / "particles" / f"{particle:04d}.safetensors"))
         thetas[particle] = owned.theta.eval()
-    return SavedRun(path, config, found.update, thetas, notes)
+    decode = StableDiffusionPrior.load(config.prior, device).decode if config.representation == "latent" else None
+    return SavedRun(path, config, found.update, thetas, notes, decode)

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
 from torch import Tensor
 
-from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.config import RunConfig
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
-from dist_vsd.priors.prior import TextEmbeddings
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER, ClipScorer
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior, load_unet
 from dist_vsd.score.lora_unet import LoraScore
 from dist_vsd.training.owned_particle import OwnedParticle, build_particle
 from dist_vsd.training.phi import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
+from dist_vsd.training.prompt import Prompt, embed_prompt
 from dist_vsd.training.residence import Offloaded, OnDevice, Residence
 
 # In fp16 the gradient of a mean over 16,384 coordinates falls below the smallest number on its way through the UNet.
@@ -27,20 +28,16 @@ DTYPES = {"": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp1
 
 
 @dataclasses.dataclass(frozen=True)
-class Prompt:
-    """The run's prompt, embedded once.
+class ClipGuide:
+    """What the objective `clip` pulls towards.
 
     Attributes:
-        by_view: y^c, a row for each of VIEW_WORDS.
-        plain: y, one row without view words; phi's text.
+        scorer: CLIP.
+        text: (D,) unit vector of the prompt.
     """
 
-    by_view: TextEmbeddings
-    plain: TextEmbeddings
-
-    def for_views(self, words: list[str]) -> TextEmbeddings:
-        """Return y^c for a batch of view words."""
-        return self.by_view[[VIEW_WORDS.index(w) for w in words]]
+    scorer: ClipScorer
+    text: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +53,7 @@ class TrainingState:
         particles: this rank's, in the order of their ids.
         residence: where the particles are between their turns.
         phi: eps_phi with its optimiser, or None for an objective that needs none.
+        clip: of the objective `clip`, else None.
     """
 
     config: RunConfig
@@ -66,6 +64,12 @@ class TrainingState:
     particles: list[OwnedParticle]
     residence: Residence
     phi: PhiTrainer | None
+    clip: ClipGuide | None = None
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Renders that pass through the frozen networks together: one in the deterministic mode, whatever the layout."""
+        return 1 if self.config.deterministic else self.config.micro_batch_size
 
 
 def build_state(config: RunConfig, layout: Layout, device: torch.device, accelerator: Accelerator | None = None) -> TrainingState:
@@ -81,21 +85,41 @@ def build_state(config: RunConfig, layout: Layout, device: torch.device, acceler
         ValueError: the prior can't be used, or it does not know the prompt's words.
     """
     prior = StableDiffusionPrior.load(config.prior, device, DTYPES[config.precision])
-    rows = prior.embed([f"{config.prompt}, {words}" for words in VIEW_WORDS] + [config.prompt], config.negative_prompt)
-    prompt = Prompt(rows[: len(VIEW_WORDS)], rows[len(VIEW_WORDS) :])
+    prompt = embed_prompt(config, prior)
+    check_shape(config, prior)
     collectives = Collectives(layout)
     offload = config.particles.offload
     particles = [build_particle(config, particle, torch.device("cpu") if offload else device) for particle in layout.particles]
     residence = Offloaded(particles, device) if offload else OnDevice()
     phi = build_phi(config, prior, collectives, accelerator) if config.objective == "vsd" else None
-    return TrainingState(config, layout, collectives, prior, prompt, particles, residence, phi)
+    clip = load_clip(config, device) if config.objective == "clip" else None
+    return TrainingState(config, layout, collectives, prior, prompt, particles, residence, phi, clip)
+
+
+def check_shape(config: RunConfig, prior: StableDiffusionPrior) -> None:
+    """Refuse latent particles of another shape than the prior's latents."""
+    wanted, given = prior.latent_shape, (config.latent.channels, config.latent.resolution, config.latent.resolution)
+    if config.representation == "latent" and given != wanted:
+        raise ValueError(
+            f"the prior's latents have {wanted[0]} channels of {wanted[1]} x {wanted[2]}, got latent.channels {given[0]} and "
+            f"latent.resolution {given[1]}: use --latent.channels {wanted[0]} --latent.resolution {wanted[1]}"
+        )
+
+
+def load_clip(config: RunConfig, device: torch.device) -> ClipGuide:
+    """Load the CLIP that guides, and embed the prompt by it (without view words, as Dream Fields does)."""
+    scorer = ClipScorer.load(Path(config.clip.model) if config.clip.model else EMBEDDED_CLIP_FOLDER, device)
+    return ClipGuide(scorer, scorer.embed_texts([config.prompt])[0])
 
 
 def build_phi(
     config: RunConfig, prior: StableDiffusionPrior, collectives: Collectives, accelerator: Accelerator | None
 ) -> PhiTrainer:
     """Make eps_phi and the trainer that suits the launch: ZeRO, DDP, our own sum in order, or one process."""
-    score = LoraScore(prior.unet, prior.schedule, config.score, keyed_generator(config.seed, "initialize_phi"))
+    unet, schedule = prior.unet, prior.schedule
+    if config.score.prior:
+        unet, schedule = load_unet(config.score.prior, prior)
+    score = LoraScore(unet, schedule, config.score, keyed_generator(config.seed, "initialize_phi"))
     optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
     loss_scale = FP16_LOSS_SCALE if config.precision == "fp16" else 1.0
     if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -7,29 +7,29 @@
 
 Algorithm 1 steps one particle and then phi; here every particle takes its step, and phi then learns from the renders of
 all of them, on all ranks, as one batch. Each random draw is keyed by (seed, particle, view, update, purpose).
+
+pull.py holds the third line for each objective, phi_step.py the last three.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
-from collections import defaultdict
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import add_noise
-from dist_vsd.diffusion.timesteps import timestep_weight
 from dist_vsd.distributed.random import keyed_generator
-from dist_vsd.objectives.sds import sds_gradient
-from dist_vsd.objectives.vsd import phi_loss, vsd_gradient
-from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain
+from dist_vsd.objectives.ancestral import ancestral_sample
+from dist_vsd.particles.particle import Render
+from dist_vsd.score.camera_embedding import pose_of
 from dist_vsd.score.score import Score
-from dist_vsd.training.draws import Shot, draw_cameras, draw_kept_poses, draw_noise, draw_phi_t, draw_t, key, words_of
+from dist_vsd.training.draws import Shot, choose_particles, draw_cameras, draw_noise, draw_t, key
 from dist_vsd.training.owned_particle import OwnedParticle
-from dist_vsd.training.phi import PhiTrainer
+from dist_vsd.training.phi_step import ReusedPass, number_of_passes, take_step, update_phi
+from dist_vsd.training.pull import clip_objective, score_gap, score_gradient
+from dist_vsd.training.renders import Renders, absent_render, in_micro_batches
+from dist_vsd.training.report import Report
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.stopwatch import Stopwatch
 
@@ -37,77 +37,55 @@ from dist_vsd.training.stopwatch import Stopwatch
 DECAY_BEGINS = 0.6
 
 
-@dataclasses.dataclass(frozen=True)
-class Renders:
-    """Encoded renders of one update on this rank, as phi learns from them.
-
-    Attributes:
-        shots: B renders.
-        x_0: (B, ...) encoded, detached; zeros where a render was not finite.
-        c2w: (B, 4, 4) poses.
-        weight: (B,) 1, or 0 where a render was not finite.
-    """
-
-    shots: list[Shot]
-    x_0: Tensor
-    c2w: Tensor
-    weight: Tensor
-
-
-@dataclasses.dataclass
-class Report:
-    """What one rank tells about one update.
-
-    Attributes:
-        figures: gradient norms, phi's loss, opacity; each a list over particles, views or steps, of numbers or of tensors on the
-            device, which means() reads.
-        gaps: of each micro-batch, (B,) t / T and (B,) ||eps_pretrain - eps_phi||, on the device; empty without eps_phi.
-        seconds: by stage.
-        events: what went wrong and was mended, a line each.
-        bad_particles: ids of particles whose step was skipped because their gradient was not finite.
-    """
-
-    figures: dict[str, list[float | Tensor]]
-    gaps: list[tuple[Tensor, Tensor]]
-    seconds: dict[str, float]
-    events: list[str]
-    bad_particles: list[int]
-
-    def means(self) -> dict[str, float]:
-        """Return the mean of each figure (a CPU-GPU sync), and the seconds as ``seconds/<stage>``."""
-        means = {name: sum(map(float, values)) / len(values) for name, values in self.figures.items()}
-        return means | {f"seconds/{name}": value for name, value in self.seconds.items()}
-
-
 def update(state: TrainingState, index: int, measure: bool = False) -> Report:
-    """Advance every particle of this rank by one Adam step, and phi by its steps (collective).
+    """Advance the chosen particles of this rank by one Adam step each, and phi by its steps (collective).
 
     Args:
         state: changed in place.
         index: of the update, from 0.
         measure: whether to wait for the GPU at the end of each stage, so that the seconds are true.
     """
+    config, layout = state.config, state.layout
     stopwatch = Stopwatch(state.prior.device, measure)
-    report = Report(defaultdict(list), [], stopwatch.seconds, [], [])
-    batches = micro_batches(state)
+    report = Report(stopwatch.seconds)
+    if config.objective == "ancestral":
+        with stopwatch.stage("scores"):
+            sample_particles(state, index)
+        return report
+    chosen = choose_particles(config, layout.num_particles, index)
+    pushed, seen = micro_batches(state, chosen.theta), micro_batches(state, chosen.phi - chosen.theta)
+    most = chosen.most_on_a_rank(chosen.theta, layout)
+    score: Score | None = state.phi.score if state.phi is not None else None
+    if state.phi is not None and config.score.reuse_pass:
+        count = len(chosen.phi) * layout.num_views
+        score = ReusedPass(state, state.phi, count, number_of_passes(state, state.phi, len(pushed), most))
     gradients: ThetaGradients = {}
     renders = []
-    for batch, following in itertools.zip_longest(batches, batches[1:], fillvalue=[]):
+    for batch, following in itertools.zip_longest(pushed + seen, (pushed + seen)[1:], fillvalue=[]):
         state.residence.fetch(owners(state, batch))
         state.residence.prefetch(owners(state, following))
-        renders.append(push_particles(state, batch, index, stopwatch, report, gradients))
         finished = [p for p in owners(state, batch) if not any(shot.particle == p.id for shot in following)]
-        with stopwatch.stage("backward"):
-            for particle in finished:
-                step_particle(state, particle, index, report, gradients)
+        if batch[0].particle in chosen.theta:
+            renders += push_particles(state, score, batch, index, stopwatch, report, gradients)
+            with stopwatch.stage("backward"):
+                for particle in finished:
+                    step_particle(state, particle, index, report, gradients)
+        elif state.phi is not None:
+            with stopwatch.stage("render"):
+                renders.append(look_at_particles(state, batch, index))
         state.residence.release(finished)
-    if state.phi is not None:
-        if state.phi.same_forwards:
-            with stopwatch.stage("scores"):
-                join_forwards(state, renders[-1], len(batches), index)
-        with stopwatch.stage("phi"):
-            for step in range(state.config.score.steps_per_update):
-                update_phi(state, state.phi, renders, index, step, report)
+    if state.phi is None:
+        return report
+    if state.phi.same_forwards or isinstance(score, ReusedPass):
+        with stopwatch.stage("scores"):
+            join_passes(state, score, number_of_passes(state, state.phi, len(pushed), most) - len(pushed), index)
+    with stopwatch.stage("phi"):
+        if isinstance(score, ReusedPass):
+            take_step(state, state.phi, score.total, chosen, index, report)
+            return report
+        batches = in_micro_batches(renders, chosen.phi, state.micro_batch_size)
+        for step in range(config.score.steps_per_update):
+            update_phi(state, state.phi, batches, chosen, index, step, report)
     return report
 
 
@@ -115,11 +93,11 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
 ThetaGradients = dict[tuple[int, int], list[Tensor]]
 
 
-def micro_batches(state: TrainingState) -> list[list[Shot]]:
-    """Return this rank's renders of an update, particle after particle, in batches for the frozen networks."""
-    shots = [Shot(particle.id, view) for particle in state.particles for view in state.layout.views]
-    size = 1 if state.config.deterministic else state.config.micro_batch_size
-    return [shots[i : i + size] for i in range(0, len(shots), size)]
+def micro_batches(state: TrainingState, chosen: frozenset[int]) -> list[list[Shot]]:
+    """Return this rank's renders of some particles, particle after particle, in batches for the frozen networks."""
+    particles = [particle for particle in state.particles if particle.id in chosen]
+    shots = [Shot(particle.id, view) for particle in particles for view in state.layout.views]
+    return [shots[i : i + state.micro_batch_size] for i in range(0, len(shots), state.micro_batch_size)]
 
 
 def owners(state: TrainingState, shots: list[Shot]) -> list[OwnedParticle]:
@@ -129,12 +107,19 @@ def owners(state: TrainingState, shots: list[Shot]) -> list[OwnedParticle]:
 
 
 def push_particles(
-    state: TrainingState, shots: list[Shot], index: int, stopwatch: Stopwatch, report: Report, gradients: ThetaGradients
-) -> Renders:
+    state: TrainingState,
+    score: Score | None,
+    shots: list[Shot],
+    index: int,
+    stopwatch: Stopwatch,
+    report: Report,
+    gradients: ThetaGradients,
+) -> list[Renders]:
     """Render a micro-batch, ask both scores, and add the gradient to the particles'.
 
     Args:
         state: of the run.
+        score: eps_phi, or None for an objective without.
         shots: B renders.
         index: of the update.
         stopwatch: takes the seconds by stage.
@@ -142,96 +127,98 @@ def push_particles(
         gradients: takes the gradients by view in the deterministic mode; otherwise they stay in theta's ``.grad``.
 
     Returns:
-        The encoded renders from before the step.
+        The encoded renders from before the step, for phi; none for an objective that encodes nothing.
     """
-    config, prior, device = state.config, state.prior, state.prior.device
+    config, prior, layout = state.config, state.prior, state.layout
     thetas = {particle.id: particle.theta for particle in owners(state, shots)}
+    x_0, pulled, renders = None, [], []
 
     # A camera and a render of each; theta's graph is kept.
     with stopwatch.stage("render"):
         dtype = next(thetas[shots[0].particle].parameters()).dtype
-        cameras = draw_cameras(config, shots, index).to(device, dtype)
+        cameras = draw_cameras(config, shots, index).to(prior.device, dtype)
         images = [
             thetas[shot.particle].render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
             for i, shot in enumerate(shots)
         ]
-        x_0 = prior.encode(torch.cat([render.image for render in images]))
+        if config.objective != "clip":
+            x_0 = encode(state, images)
 
     # The prior's score and the particles' own, at the same noised render.
-    with stopwatch.stage("scores"), torch.no_grad():
-        y_c = state.prompt.for_views(words_of(cameras, config.camera))
-        y = state.prompt.plain[[0] * len(shots)].cond
-        t = draw_t(config, shots, index, prior.schedule.num_timesteps).to(device)
-        eps = draw_noise(config, "noise", shots, index, x_0)
-        score = state.phi.score if state.phi is not None else None
-        gradient = score_gradient(prior, score, x_0, t, eps, y_c, y, cameras.c2w, config.guidance_scale, config.timesteps.weighting)
-        if score is not None:
-            report.gaps.append((t / prior.schedule.num_timesteps, score_gap(prior, gradient, t, config.timesteps.weighting)))
+    with stopwatch.stage("scores"):
+        if x_0 is None:
+            pulled.append((clip_objective(state, shots, images, cameras, index, report), None))
+        else:
+            y_c = state.prompt.for_cameras(cameras, config.camera)
+            y = state.prompt.plain.cond.expand(len(shots))
+            t = draw_t(config, shots, index, prior.schedule.num_timesteps).to(prior.device)
+            eps = draw_noise(config, "noise", shots, index, x_0)
+            pose = pose_of(cameras, config.score.camera) * (0.0 if config.is_flat else 1.0)
+            if isinstance(score, ReusedPass):
+                score.shots, score.eps = shots, eps
+            gradient = score_gradient(config, prior, score, x_0, t, eps, y_c, y, pose)
+            pulled.append((x_0, gradient))
+            renders.append(Renders.of(shots, x_0, pose))
+            report.figures["theta/score_gradient_norm"].append(gradient.norm())
+            if score is not None:
+                report.gaps.append((t / prior.schedule.num_timesteps, score_gap(prior, gradient, t, config.timesteps.weighting)))
 
     # The mean over a particle's views, of which the other ranks of the shard may hold some.
     with stopwatch.stage("backward"):
         for shot in shots:
-            if shot.view == state.layout.views[0] or config.deterministic:
+            if shot.view == layout.views[0] or config.deterministic:
                 thetas[shot.particle].zero_grad(set_to_none=True)
-        share = 1.0 / state.layout.num_views
-        penalty = sum(regularization(state, index, render.regularizers) for render in images)
+        penalty = sum(regularization(state, index, render) for render in images)
         if isinstance(penalty, Tensor):
-            torch.autograd.backward([x_0, penalty * share], [gradient * share, None])
-        else:
-            torch.autograd.backward(x_0, gradient * share)
+            pulled.append((penalty, None))
+        # Multiplying by 1 / views before backward: the chain is linear.
+        share = 1.0 / layout.num_views
+        roots, cotangents = zip(*((root, share * (torch.ones_like(root) if g is None else g)) for root, g in pulled), strict=True)
+        torch.autograd.backward(roots, cotangents)
         if config.deterministic:
             (shot,) = shots
             gradients[shot.particle, shot.view] = gradients_of(state, shot.particle)
-    report.figures["theta/score_gradient_norm"].append(gradient.norm())
     report.figures["theta/opacity"].append(torch.stack([r.opacity.mean() for r in images]).mean().detach())
-    finite = x_0.detach().isfinite().flatten(1).all(1)
-    kept = x_0.detach().where(finite.view(-1, *[1] * (x_0.ndim - 1)), torch.zeros_like(x_0))
-    return Renders(shots, kept, cameras.c2w, finite.to(x_0))
+    return renders
 
 
-def score_gradient(
-    prior: Prior,
-    score: Score | None,
-    x_0: Tensor,
-    t: Tensor,
-    eps: Tensor,
-    y_c: TextEmbeddings,
-    y: Tensor,
-    c2w: Tensor,
-    guidance_scale: float,
-    weighting: str,
-) -> Tensor:
-    """Return the gradient with respect to x_0: of VSD with a score (ProlificDreamer, eq. 9), of SDS without (DreamFusion, eq. 3).
-
-    Args:
-        prior: the frozen model.
-        score: eps_phi, or None.
-        x_0: (B, ...) encoded renders.
-        t: (B,) integer timesteps.
-        eps: noise, like x_0.
-        y_c: embeddings of the prompt with view words, of which eps_pretrain is asked.
-        y: (B, num_tokens, width) embeddings of the plain prompt, of which eps_phi is asked.
-        c2w: (B, 4, 4) poses.
-        guidance_scale: s of eps_pretrain.
-        weighting: name of w(t).
-
-    Returns:
-        Like x_0.
-    """
-    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
-    x_t = add_noise(x_0, eps, alpha_t, sigma_t)
-    w_t = timestep_weight(weighting, alpha_t, sigma_t)
-    if score is None:
-        return sds_gradient(eps_pretrain(prior, x_t, t, y_c, guidance_scale), eps, w_t)
-    with score.pretrained():
-        eps_prior = eps_pretrain(prior, x_t, t, y_c, guidance_scale)
-    return vsd_gradient(eps_prior, score(x_t, t, y, c2w), w_t)
+def encode(state: TrainingState, images: list[Render]) -> Tensor:
+    """Return x_0 = E(g(theta, c)) of renders, (B, ...); a latent particle is its own x_0."""
+    image = torch.cat([render.image for render in images])
+    return image if state.particles[0].theta.is_latent else state.prior.encode(image)
 
 
-def score_gap(prior: Prior, gradient: Tensor, t: Tensor, weighting: str) -> Tensor:
-    """Return ||eps_pretrain - eps_phi|| of each render, (B,), from VSD's gradient w(t) (eps_pretrain - eps_phi)."""
-    w_t = timestep_weight(weighting, *prior.schedule.alpha_sigma(t, gradient))
-    return (gradient / w_t).flatten(1).norm(dim=1)
+@torch.no_grad()
+def look_at_particles(state: TrainingState, shots: list[Shot], index: int) -> Renders:
+    """Render and encode particles that take no step in this update, for phi alone."""
+    config, device = state.config, state.prior.device
+    thetas = {particle.id: particle.theta for particle in owners(state, shots)}
+    cameras = draw_cameras(config, shots, index).to(device, next(thetas[shots[0].particle].parameters()).dtype)
+    images = [
+        thetas[shot.particle].render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
+        for i, shot in enumerate(shots)
+    ]
+    pose = pose_of(cameras, config.score.camera) * (0.0 if config.is_flat else 1.0)
+    return Renders.of(shots, encode(state, images), pose)
+
+
+@torch.no_grad()
+def sample_particles(state: TrainingState, index: int) -> None:
+    """Set every particle of this rank to a sample of the prior, in the first update; the noise is keyed by the particle."""
+    if index:
+        return
+    config, prior = state.config, state.prior
+    size = state.micro_batch_size
+    for batch in (state.particles[i : i + size] for i in range(0, len(state.particles), size)):
+        state.residence.fetch(batch)
+        generators = [keyed_generator(config.seed, "ancestral", particle=particle.id) for particle in batch]
+        noise = torch.stack([torch.randn(prior.latent_shape, generator=generator) for generator in generators]).to(prior.device)
+        y = state.prompt.plain[[0] * len(batch)]
+        x_0 = ancestral_sample(prior, y, noise, config.guidance_scale, config.ancestral)
+        pictures = x_0 if batch[0].theta.is_latent else prior.decode(x_0)
+        for particle, picture in zip(batch, pictures, strict=True):
+            particle.theta.become(picture)
+        state.residence.release(batch)
 
 
 def gradients_of(state: TrainingState, particle: int) -> list[Tensor]:
@@ -241,26 +228,15 @@ def gradients_of(state: TrainingState, particle: int) -> list[Tensor]:
     return [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
 
 
-@torch.no_grad()
-def join_forwards(state: TrainingState, renders: Renders, num_done: int, index: int) -> None:
-    """Take part in the other ranks' passes through a sharded UNet when this rank has fewer micro-batches (ZeRO 3)."""
-    config, prior = state.config, state.prior
-    assert state.phi is not None
-    t = draw_t(config, renders.shots, index, prior.schedule.num_timesteps).to(prior.device)
-    texts = state.prompt.plain[[0] * len(renders.shots)]
-    for _ in range(num_done, math.ceil(state.layout.max_renders / config.micro_batch_size)):
-        score_gradient(
-            prior,
-            state.phi.score,
-            renders.x_0,
-            t,
-            renders.x_0,
-            texts,
-            texts.cond,
-            renders.c2w,
-            config.guidance_scale,
-            config.timesteps.weighting,
-        )
+def join_passes(state: TrainingState, score: Score | None, count: int, index: int) -> None:
+    """Take part, with a weight of zero, in passes of the other ranks through phi's UNet, where this rank has fewer micro-batches."""
+    config, prior, render = state.config, state.prior, absent_render(state)
+    t = draw_t(config, render.shots, index, prior.schedule.num_timesteps).to(prior.device)
+    y_c = state.prompt.for_cameras(draw_cameras(config, render.shots, index).to(prior.device), config.camera)
+    if isinstance(score, ReusedPass):
+        score.shots, score.eps, score.weight = render.shots, render.x_0, 0.0
+    for _ in range(count):
+        score_gradient(config, prior, score, render.x_0, t, render.x_0, y_c, state.prompt.plain.cond, render.pose)
 
 
 def step_particle(state: TrainingState, particle: OwnedParticle, index: int, report: Report, gradients: ThetaGradients) -> None:
@@ -268,7 +244,8 @@ def step_particle(state: TrainingState, particle: OwnedParticle, index: int, rep
     parameters = [p for group in particle.optimizer.param_groups for p in group["params"]]
     if state.config.deterministic:
         order = [(particle.id, view) for view in range(state.layout.num_views)]
-        total = state.collectives.sum_in_order({row: gradients.pop(row) for row in order if row in gradients}, order, "views")
+        rows = {row: gradients.pop(row) for row in order if row in gradients}
+        total = state.collectives.sum_in_order(rows, order, "views", parameters)
     else:
         total = gradients_of(state, particle.id)
         state.collectives.sum_over_views(total)
@@ -293,62 +270,10 @@ def learning_rate_factor(progress: float, final_fraction: float) -> float:
     return 1.0 - (1.0 - final_fraction) * decayed
 
 
-def update_phi(state: TrainingState, phi: PhiTrainer, batches: list[Renders], index: int, step: int, report: Report) -> None:
-    """Take one AdamW step of phi on the renders of all particles of all ranks (collective).
-
-    Each render's loss is divided by the global number of renders before backward, so that the sum over ranks is the mean
-    whatever each rank's share. A gradient that is not finite is seen by all ranks after the sum, and all skip the step.
-
-    Args:
-        state: of the run.
-        phi: with its optimiser.
-        batches: this rank's renders, by micro-batch.
-        index: of the update.
-        step: of phi within the update.
-        report: takes phi's loss (its mean over ranks is the mean denoising loss over all renders), and a skipped step.
-    """
-    config, layout = state.config, state.layout
-    num_batches = math.ceil(layout.max_renders / config.micro_batch_size) if phi.same_batches else len(batches)
-    total: Tensor | float = 0.0
-    for number in range(num_batches):
-        is_padding = number >= len(batches)  # a rank with fewer batches joins in the others' passes with a weight of zero
-        batch = batches[min(number, len(batches) - 1)]
-        weight = batch.weight * 0.0 if is_padding else batch.weight
-        loss_of = phi_loss_of(state, batch, weight, index, step)
-        renders = [(shot.particle, shot.view) for shot in batch.shots]
-        total = total + phi.accumulate(loss_of, renders, number == num_batches - 1)
-    warmup = min(1.0, (index + 1) / max(1, config.score.num_warmup_updates))
-    # This rank's share of the global mean, so that the mean over ranks is it.
-    report.figures["phi/loss"].append(float(total) * layout.world_size)  # CPU-GPU sync
-    took_step = phi.step(config.score.lr * warmup)
-    report.figures["phi/gradient_norm"].append(phi.gradient_norm)
-    if not took_step:
-        cause = "" if math.isfinite(float(total)) else " (this rank's loss is not finite)"
-        report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}")
-
-
-def phi_loss_of(
-    state: TrainingState, batch: Renders, weight: Tensor, index: int, step: int
-) -> Callable[[Callable[..., Tensor]], Tensor]:
-    """Return the summed, weighted denoising loss of a micro-batch / global count, as a function of eps_phi."""
-    config, prior, x_0 = state.config, state.prior, batch.x_0
-    t = draw_phi_t(config, batch.shots, index, step, prior.schedule.num_timesteps).to(x_0.device)
-    eps = draw_noise(config, "phi_noise", batch.shots, index, x_0, step)
-    c2w = batch.c2w * draw_kept_poses(config, batch.shots, index, step).to(x_0.device)[:, None, None]
-    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
-    x_t = add_noise(x_0, eps, alpha_t, sigma_t)
-    y = state.prompt.plain[[0] * len(x_t)].cond
-
-    def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
-        return (weight * phi_loss(eps_phi(x_t, t, y, c2w), eps)).sum() / state.layout.num_renders
-
-    return loss_of
-
-
-def regularization(state: TrainingState, index: int, regularizers: dict[str, Tensor]) -> Tensor | float:
+def regularization(state: TrainingState, index: int, render: Render) -> Tensor | float:
     """Weigh a render's regularisers; 0.0 where there are none or none acts."""
     config = state.config.regularization
-    acts = config.opacity > 0 or config.entropy > 0
-    if not regularizers or not acts or index < config.begin_at * state.config.num_updates:
+    weights = {"opacity": config.opacity, "entropy": config.entropy, "depth_variance": config.depth_variance}
+    if not render.regularizers or index < config.begin_at * state.config.num_updates:
         return 0.0
-    return config.opacity * regularizers["opacity"] + config.entropy * regularizers["entropy"]
+    return sum((weight * render.regularizers[name]() for name, weight in weights.items() if weight > 0), start=0.0)

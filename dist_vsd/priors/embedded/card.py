@@ -16,7 +16,7 @@ from dist_vsd.priors.embedded.captions import all_pairs, caption
 from dist_vsd.priors.embedded.pictures import Pictures
 from dist_vsd.priors.embedded.recognition import r_precision, recognize
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
-from dist_vsd.priors.sampling import load_pipeline, sample
+from dist_vsd.priors.sampling import sample_images
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
 NOISE_LEVELS = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900, 980)
@@ -48,19 +48,18 @@ def measure(folder: Path, held_out: Pictures, device: torch.device) -> dict[str,
     figures["clip_object_accuracy"] = sum(a == s.name for (a, _), s in zip(shown, subjects, strict=True)) / count
     figures["clip_color_accuracy"] = sum(c == s.color for (_, c), s in zip(shown, subjects, strict=True)) / count
 
-    pipeline, checked = load_pipeline(str(folder), device)
     pairs = all_pairs()
     for scale in (3.0, 7.5):
         chunks = [pairs[i : i + 32] for i in range(0, len(pairs), 32)]
         drawn = torch.cat([
-            sample(pipeline, checked, [caption(*p) for p in chunk], 50, scale, [1000 + 32 * n + i for i in range(len(chunk))])
+            sample_images(prior, [caption(*p) for p in chunk], 50, scale, [1000 + 32 * n + i for i in range(len(chunk))])
             for n, chunk in enumerate(chunks)
         ])  # fmt: skip
         figures[f"r_precision_cfg_{scale:g}"] = r_precision(scorer, drawn.to(device), pairs)
     rows = []
     for view_index, view in enumerate(VIEWS):
         prompts = [caption(name, list(COLORS)[(i + 2 * view_index) % len(COLORS)], view) for i, name in enumerate(OBJECTS)]
-        rows.append(sample(pipeline, checked, prompts, 50, 7.5, [7 + view_index] * len(prompts)))
+        rows.append(sample_images(prior, prompts, 50, 7.5, [7 + view_index] * len(prompts)))
     write_png(tile(rows), folder / "samples.png")
     return figures
 
@@ -82,7 +81,8 @@ def _denoising_loss(prior: StableDiffusionPrior, images: torch.Tensor, subjects:
         eps = torch.randn(x_0.shape, generator=generator).to(device)
         t = torch.full((len(x_0),), level, device=device)
         x_t = add_noise(x_0, eps, *prior.schedule.alpha_sigma(t, x_0))
-        predicted = torch.cat([prior.eps(*rows) for rows in zip(x_t.split(128), t.split(128), y.split(128), strict=True)])
+        chunks = [slice(first, first + 128) for first in range(0, len(x_t), 128)]
+        predicted = torch.cat([prior.eps(x_t[rows], t[rows], y[rows]) for rows in chunks])
         losses[str(level)] = float((predicted - eps).square().mean())
     return losses
 

@@ -1,0 +1,339 @@
+"""The lineage compared: every objective on the same particles, cameras, prior and budget, with the same instruments.
+
+    make compare                                  all of it; stopped at any time, the same command goes on, run by run
+    make compare-quick                            3 prompts, 1 seed
+    python benchmarks/compare.py --parts variety  one part
+
+Four parts, each a sweep of its own (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each:
+
+objects    3D, twelve prompts x seeds, two particles; at equal updates, and the slower objectives again at SDS's time
+variety    2D latents, 16 particles of a prompt without a colour word: which of the free colours and views do they use?
+settings   the same by VSD, with one of its settings changed in each run
+pictures   2D by VSD as pixels, latents and coordinate networks: do all of them show the prompt?
+
+Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dist_vsd.cameras import look_at_origin
+from dist_vsd.evaluation.evaluation import evaluate_run
+from dist_vsd.evaluation.instruments import Instruments
+from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
+from dist_vsd.evaluation.prior_samples import PriorSamples
+from dist_vsd.evaluation.results_file import FILE, record_of, write_record
+from dist_vsd.evaluation.views import capture
+from dist_vsd.image_files import tile, write_png
+from dist_vsd.priors.clip import ClipScorer
+from dist_vsd.priors.sampling import sample_images
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
+from dist_vsd.sweep.manifest import PlannedRun, Sweep, read_sweep
+from dist_vsd.training.saved_run import open_run
+
+ROOT = Path(__file__).parent.parent
+RUNS, RESULTS, DOCS = ROOT / "runs", ROOT / "benchmarks" / "results", ROOT / "docs"
+PROMPTS = (
+    "a red ball", "a purple cube", "an orange cone", "a yellow donut", "a blue mug", "a green duck",
+    "a white snowman", "a yellow car", "a red chair", "a purple mushroom", "a green tree", "a blue house",
+)  # fmt: skip
+FREE_PROMPT = "a duck"
+BASELINE = "sds 7.5"  # whose time is the budget of "at equal time"
+
+# What distinguishes the methods; everything else is the preset's.
+OBJECTS: dict[str, dict[str, Any]] = {
+    "denoising 7.5": {"objective": "denoising"},
+    "clip": {"objective": "clip", "regularization.opacity": 0.0, "field.track_origin": True, "field.origin_decay": 0.99},
+    "sds 7.5": {"objective": "sds"},
+    "sds 30": {"objective": "sds", "guidance_scale": 30.0},
+    "sds 100": {"objective": "sds", "guidance_scale": 100.0},
+    "vsd 7.5": {"objective": "vsd"},
+}
+VARIETY: dict[str, dict[str, Any]] = {
+    "ancestral 7.5": {"objective": "ancestral"},
+    "denoising 7.5": {"objective": "denoising"},
+    "sds 7.5": {"objective": "sds"},
+    "sds 30": {"objective": "sds", "guidance_scale": 30.0},
+    "sds 100": {"objective": "sds", "guidance_scale": 100.0},
+    "vsd 7.5": {"objective": "vsd"},
+}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "as the preset": {},
+    "phi: 4 steps an update": {"score.steps_per_update": 4},
+    "phi: learning rate x 5": {"score.lr": 5e-3},
+    "phi: rank 32": {"score.rank": 32},
+    "phi: loss on v": {"score.loss": "v"},
+    "phi: one pass for both": {"score.reuse_pass": True},
+    "guidance 1": {"guidance_scale": 1.0},
+    "guidance 3": {"guidance_scale": 3.0},
+    "start: std 0.1": {"latent.initial_std": 0.1},
+    "theta: learning rate / 3": {"latent.lr": 1e-2},
+    "t: smooth annealing": {"timesteps.annealing": "smooth"},
+}
+PICTURES: dict[str, dict[str, Any]] = {
+    name: {"representation": name, "num_particles": 4} for name in ("image", "latent", "siren")
+}
+PICTURE_PROMPTS = ("a green duck", "a red car")
+
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    """How much of it is run.
+
+    Attributes:
+        name: of its folder and files.
+        prompts: of the part `objects`.
+        seeds: of every run, but those of `settings`, which have the first.
+        num_updates: of 3D runs.
+        num_flat_updates: of 2D runs.
+        num_flat_particles: of 2D runs.
+        num_samples: of the prior, for distances to them.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    seeds: tuple[int, ...]
+    num_updates: int
+    num_flat_updates: int
+    num_flat_particles: int
+    num_samples: int = 256
+
+
+SCALES = {
+    "full": Scale("compare", PROMPTS, (0, 1), 500, 600, 16),
+    "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
+    "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4),
+}
+
+
+def dist_vsd(*words: str) -> None:
+    """Run a command of the package; two runs at a time must not fight for the cores."""
+    subprocess.run([sys.executable, "-m", "dist_vsd", *words], check=True, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+
+def run_sweep(folder: Path, preset: str, prompts: Iterable[str], seeds: Iterable[int], methods: dict[str, dict[str, Any]],
+              common: dict[str, Any], jobs: int) -> Sweep:  # fmt: skip
+    """Plan and run a sweep: each prompt by each method (its tag) and seed; what is done is not run again."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = [
+        {"prompt": prompt, "tags": [name], "overrides": common | settings} for prompt in prompts for name, settings in methods.items()
+    ]
+    file = folder / "prompts.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    sweep = folder / "sweep"
+    dist_vsd("sweep", "plan", str(file), "--sweep-dir", str(sweep), "--seeds", ",".join(map(str, seeds)), "--preset", preset)
+    dist_vsd("sweep", "submit", str(sweep), "--local", "--jobs", str(jobs))
+    return read_sweep(sweep)
+
+
+def evaluate(sweep: Sweep, instruments: Instruments) -> list[dict[str, Any]]:
+    """Return a record of each run, with its method; evaluations that were written are read back."""
+    records = []
+    for run in sweep.runs:
+        folder = sweep.run_dir(run)
+        if (folder / FILE).exists():
+            record = json.loads((folder / FILE).read_text())
+        else:
+            saved = open_run(folder)
+            record = record_of(saved, evaluate_run(saved, instruments), {"instruments": list(instruments.metrics)})
+            write_record(record, folder)
+        kept = {key: record[key] for key in ("prompt", "seed", "update", "num_particles", "figures", "by_particle")}
+        records.append({"method": run.tags[0], **kept, "seconds_an_update": seconds_an_update(folder)})
+    return records
+
+
+def seconds_an_update(folder: Path) -> float:
+    """Return the median over the logged updates of a run."""
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return statistics.median(line["seconds/update"] for line in lines if "seconds/update" in line)
+
+
+def instruments_of(scale: Scale, with_samples: bool) -> Instruments:
+    # t3bench takes longer than all the others together.
+    metrics = tuple(name for name in METRICS if name != "t3bench" and (with_samples or name not in ONLY_WHEN_ASKED))
+    samples = PriorSamples(scale.num_samples) if with_samples else None
+    return Instruments(metrics=metrics, scorer=ClipScorer.load(), in_embedded_language=True, samples=samples)
+
+
+def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
+    """Run the part `objects`, and the slower methods again with as many updates as the baseline's time allows."""
+    folder, instruments = RUNS / scale.name, instruments_of(scale, with_samples=False)
+    common = common_settings(scale.num_updates) | {"num_particles": 2}
+    sweep = run_sweep(folder / "objects", "embedded", scale.prompts, scale.seeds, OBJECTS, common, jobs)
+    records = evaluate(sweep, instruments)
+    seconds = {name: statistics.median(r["seconds_an_update"] for r in records if r["method"] == name) for name in OBJECTS}
+    budgets = folder / "budgets.json"  # kept: a resumed comparison goes on with the same
+    if not budgets.exists():
+        slower = {name: seconds[BASELINE] / each for name, each in seconds.items() if each > 1.05 * seconds[BASELINE]}
+        budgets.write_text(json.dumps({name: max(2, round(scale.num_updates * share)) for name, share in slower.items()}))
+    shorter = {f"{name}, {BASELINE}'s time": OBJECTS[name] | {"num_updates": n} for name, n in json.loads(budgets.read_text()).items()}
+    if shorter:
+        timed = run_sweep(folder / "equal_time", "embedded", scale.prompts, scale.seeds, shorter, common, jobs)
+        records += evaluate(timed, instruments)
+    draw_objects(scale, sweep)
+    return {"records": records, "table": summary(records), "seconds_an_update": seconds}
+
+
+def common_settings(num_updates: int) -> dict[str, Any]:
+    never = 1_000_000
+    quiet = {"wandb.mode": "disabled", "turntables": False, "preview_every": never, "media_every": never, "evaluate_every": never}
+    return quiet | {"num_updates": num_updates, "checkpoint_every": max(1, num_updates // 2), "keep_checkpoints": 1}
+
+
+def run_variety(scale: Scale, jobs: int) -> dict[str, Any]:
+    """Run the part `variety`."""
+    common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
+    sweep = run_sweep(RUNS / scale.name / "variety", "latent", [FREE_PROMPT], scale.seeds, VARIETY, common, jobs)
+    records = evaluate(sweep, instruments_of(scale, with_samples=True))
+    draw_flat(sweep, [FREE_PROMPT], DOCS / f"{scale.name}_variety.png")
+    return {"records": records, "table": summary(records)}
+
+
+def run_settings(scale: Scale, jobs: int) -> dict[str, Any]:
+    """Run the part `settings`."""
+    common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
+    sweep = run_sweep(RUNS / scale.name / "settings", "latent", [FREE_PROMPT], scale.seeds[:1], SETTINGS, common, jobs)
+    records = evaluate(sweep, instruments_of(scale, with_samples=True))
+    draw_flat(sweep, [FREE_PROMPT], DOCS / f"{scale.name}_settings.png")
+    return {"records": records, "table": summary(records)}
+
+
+def run_pictures(scale: Scale, jobs: int) -> dict[str, Any]:
+    """Run the part `pictures`."""
+    common = common_settings(scale.num_flat_updates)
+    sweep = run_sweep(RUNS / scale.name / "pictures", "latent", PICTURE_PROMPTS, scale.seeds[:1], PICTURES, common, jobs)
+    records = evaluate(sweep, instruments_of(scale, with_samples=False))
+    draw_flat(sweep, PICTURE_PROMPTS, DOCS / f"{scale.name}_pictures.png")
+    return {"records": records, "table": summary(records)}
+
+
+def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
+    """Return, by method and figure, mean and standard deviation over its runs, and their number."""
+    table: dict[str, dict[str, list[float]]] = {}
+    for method in dict.fromkeys(record["method"] for record in records):
+        rows = [record["figures"] for record in records if record["method"] == method]
+        names = dict.fromkeys(name for row in rows for name in row)
+        table[method] = {}
+        for name in names:
+            values = [row[name] for row in rows if name in row]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            table[method][name] = [statistics.mean(values), spread, len(values)]
+    return table
+
+
+def by_method(sweep: Sweep, prompt: str, seed: int) -> dict[str, PlannedRun]:
+    return {run.tags[0]: run for run in sweep.runs if run.prompt == prompt and run.seed == seed}
+
+
+def draw_objects(scale: Scale, sweep: Sweep) -> None:
+    """Draw a row a prompt: the prior's own samples, then two particles of each method, each from two sides."""
+    prior, rows = StableDiffusionPrior.load("embedded"), []
+    for prompt in scale.prompts:
+        words = ("side view", "back view")
+        cells = [sample_images(prior, [f"{prompt}, {w}" for w in words], 50, 7.5, (0, 1))]
+        for run in by_method(sweep, prompt, scale.seeds[0]).values():
+            saved = open_run(sweep.run_dir(run))
+            camera = saved.config.camera
+            ones = torch.ones(2)
+            azimuth = torch.tensor([50.0, 200.0])
+            cameras = look_at_origin(azimuth, 15 * ones, sum(camera.distance) / 2 * ones, sum(camera.fov_deg) / 2 * ones)
+            cells += capture(saved, cameras)
+        rows.append(torch.cat(cells))
+    write_png(tile(rows), DOCS / f"{scale.name}.png")
+
+
+def draw_flat(sweep: Sweep, prompts: Iterable[str], file: Path) -> None:
+    """Draw a row a method, in the order of the manifest: its particles with the first seed, those of all prompts beside one another."""
+    rows: dict[str, list[Tensor]] = {}
+    cameras = look_at_origin(*(torch.tensor([value]) for value in (0.0, 15.0, 3.0, 40.0)))
+    for prompt in prompts:
+        for name, run in by_method(sweep, prompt, sweep.runs[0].seed).items():
+            rows.setdefault(name, []).extend(capture(open_run(sweep.run_dir(run)), cameras))
+    write_png(tile([torch.cat(pictures) for pictures in rows.values()]), file)
+
+
+COLUMNS = {
+    "objects": {
+        "R-precision": "clip/r_precision", "CLIP score": "clip/score", "object": "recognition/object", "colour": "recognition/color",
+        "view": "recognition/view", "overlap": "overlap/iou", "multi-face": "particles/multi_face_rate",
+        "diversity of the pair": "particles/diversity",
+    },
+    "variety": {
+        "object": "recognition/object", "colour, bits": "recognition/color_bits", "view, bits": "recognition/view_bits",
+        "diversity": "particles/diversity", "prior: colour": "samples/color_bits", "prior: view": "samples/view_bits",
+        "prior: diversity": "samples/diversity", "FID": "samples/fid_clip",
+    },
+}  # fmt: skip
+COLUMNS["settings"] = COLUMNS["variety"]
+COLUMNS["pictures"] = {
+    "R-precision": "clip/r_precision", "CLIP score": "clip/score", "object": "recognition/object", "colour": "recognition/color",
+    "diversity": "particles/diversity",
+}  # fmt: skip
+
+
+def table_of(part: str, result: dict[str, Any]) -> list[str]:
+    """Return a Markdown table: a row a method, mean and standard deviation over its runs."""
+    columns = COLUMNS[part]
+    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    for method, figures in result["table"].items():
+        cells = []
+        for name in columns.values():
+            mean, spread, count = figures.get(name, (None, 0.0, 0))
+            cells.append("" if mean is None else f"{mean:.2f}" + (f" ± {spread:.2f}" if count > 1 else ""))
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    return lines
+
+
+def write_report(scale: Scale, results: dict[str, Any]) -> None:
+    """Write the JSON record and the tables."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / f"{scale.name}.json").write_text(json.dumps(results, indent=1) + "\n")
+    lines = ["# The lineage compared", "", f"`python benchmarks/compare.py` at commit {results['commit']}; {results['machine']}.", ""]
+    for part in PARTS:
+        if part in results:
+            lines += [f"## {part}", "", *table_of(part, results[part]), ""]
+            picture = f"{scale.name}.png" if part == "objects" else f"{scale.name}_{part}.png"
+            lines += [f"![{part}]({picture})", ""]
+    (DOCS / f"{scale.name}.md").write_text("\n".join(lines))
+    print("\n".join(lines))
+
+
+PARTS = {"objects": run_objects, "variety": run_variety, "settings": run_settings, "pictures": run_pictures}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", choices=list(SCALES), default="full")
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--jobs", type=int, default=max(1, min(2, os.cpu_count() or 1)), help="runs at a time")
+    parser.add_argument("--out", type=Path, help="folder for everything, instead of the repository's own places")
+    arguments = parser.parse_args()
+    if arguments.out is not None:
+        global RUNS, RESULTS, DOCS
+        RUNS = RESULTS = DOCS = arguments.out.absolute()
+        arguments.out.mkdir(parents=True, exist_ok=True)
+    scale = SCALES[arguments.scale]
+    file = RESULTS / f"{scale.name}.json"
+    results = json.loads(file.read_text()) if file.exists() else {}
+    for part in arguments.parts:
+        results[part] = PARTS[part](scale, arguments.jobs)
+        results |= {"commit": commit_of_package(), "machine": describe_machine(Places.of_this_machine(0))}
+        write_report(scale, results)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The prior's own samples at a run's prompt: what its particles are compared with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from dist_vsd.priors.sampling import sample_images
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+
+SAMPLES_AT_ONCE = 32
+
+
+class PriorSamples:
+    """Draws samples, the same for the same prompt, and keeps those of the last few prompts.
+
+    Args:
+        num_samples: for each prompt.
+        guidance_scale: s, the same for all runs, whatever theirs.
+        num_steps: of DPM-Solver++.
+        device: to draw on.
+    """
+
+    def __init__(self, num_samples: int = 64, guidance_scale: float = 7.5, num_steps: int = 20, device: torch.device | str = "cpu") -> None:
+        self.num_samples, self.guidance_scale, self.num_steps, self.device = num_samples, guidance_scale, num_steps, device
+        self._prior = functools.lru_cache(maxsize=1)(lambda name: StableDiffusionPrior.load(name, device))
+        self._drawn = functools.lru_cache(maxsize=4)(self._draw)
+
+    def of(self, prior: str, prompt: str, view_words: Sequence[str]) -> Tensor:
+        """Return (num_samples, 3, H, W) pictures in [0, 1].
+
+        Args:
+            prior: its name.
+            prompt: of the run.
+            view_words: that follow the prompt, in turn; none: the prompt alone.
+        """
+        texts = [f"{prompt}, {words}" for words in view_words] or [prompt]
+        return self._drawn(prior, tuple(texts[i * len(texts) // self.num_samples % len(texts)] for i in range(self.num_samples)))
+
+    def _draw(self, prior: str, prompts: tuple[str, ...]) -> Tensor:
+        chunks = range(0, len(prompts), SAMPLES_AT_ONCE)
+        return torch.cat([
+            sample_images(
+                self._prior(prior), list(prompts[i : i + SAMPLES_AT_ONCE]), self.num_steps, self.guidance_scale,
+                range(i, min(i + SAMPLES_AT_ONCE, len(prompts))), "dpmsolver++",
+            )
+            for i in chunks
+        ])  # fmt: skip

@@ -1,0 +1,140 @@
+"""Dream Fields (Jain et al. 2022): CLIP on random crops over random backgrounds, and a reward for transparency up to a target.
+
+Settings are named as in the authors' configuration; lengths are fractions of CLIP's picture.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from dist_vsd.objectives.objective_configs import ClipConfig
+from dist_vsd.priors.clip import ClipScorer
+
+CHECKERBOARD_SQUARES = 8
+FOURIER_DECAY, FOURIER_STD = 1.5, 0.2  # of the smooth noise: amplitude falls as frequency^-1.5
+MOST_BLUR, BLUR_KERNEL = 10 / 224, 15 / 224  # standard deviation and width of the Gaussian
+# Targets of opacity hold for an object that takes as much of the picture as at this distance and focal length (in half heights).
+TARGET_DISTANCE, TARGET_FOCAL_LENGTH = 4.0, 1.2**0.5 / math.tan(0.6911 / 2)
+
+
+def clip_loss(
+    scorer: ClipScorer, text: Tensor, foreground: Tensor, opacity: Tensor, config: ClipConfig, generators: list[torch.Generator]
+) -> Tensor:
+    """Return -cos(CLIP image, CLIP text) of each render, averaged over its augmented crops (Dream Fields).
+
+    Args:
+        scorer: CLIP.
+        text: (D,) unit vector of the prompt.
+        foreground: (B, 3, H, W) colours premultiplied by opacity.
+        opacity: (B, 1, H, W).
+        config: number and size of crops.
+        generators: one a render, on the CPU.
+
+    Returns:
+        (B,); the gradient flows to the renders.
+    """
+    crops = [augmented(f, o, scorer.image_size, config, g) for f, o, g in zip(foreground, opacity, generators, strict=True)]
+    cosines = scorer.embed_images(torch.cat(crops)) @ text
+    return -cosines.reshape(len(foreground), config.num_crops).mean(1)
+
+
+def augmented(foreground: Tensor, opacity: Tensor, size: int, config: ClipConfig, generator: torch.Generator) -> Tensor:
+    """Return random crops of one render, resized, each composited on a random background.
+
+    Args:
+        foreground: (3, H, W) premultiplied colours.
+        opacity: (1, H, W).
+        size: of CLIP's pictures, pixels.
+        config: number and size of crops.
+        generator: of all draws, on the CPU.
+
+    Returns:
+        (num_crops, 3, size, size).
+    """
+    layers = torch.cat([foreground, opacity])
+    side = max(1, round(config.crop_fraction * layers.shape[-1]))
+    crops = []
+    for _ in range(config.num_crops):
+        top, left = torch.randint(layers.shape[-1] - side + 1, (2,), generator=generator).tolist()
+        crops.append(layers[:, top : top + side, left : left + side])
+    resized = nn.functional.interpolate(torch.stack(crops), (size, size), mode="bilinear", antialias=True)
+    backgrounds = torch.stack([random_background(size, generator) for _ in range(config.num_crops)]).to(foreground)
+    return resized[:, :3] + (1 - resized[:, 3:]) * backgrounds
+
+
+def random_background(size: int, generator: torch.Generator) -> Tensor:
+    """Draw (3, size, size) noise, checkerboard or smooth Fourier noise, each a third of the time, and blur it by a random width."""
+    kind = int(torch.randint(3, (1,), generator=generator))
+    draw = (uniform_noise, checkerboard, fourier_noise)[kind]
+    std = MOST_BLUR * size * float(torch.rand(1, generator=generator))
+    return blurred(draw(size, generator), std, max(1, round(BLUR_KERNEL * size / 2)))
+
+
+def uniform_noise(size: int, generator: torch.Generator) -> Tensor:
+    """Draw every value from U[0, 1)."""
+    return torch.rand(3, size, size, generator=generator)
+
+
+def checkerboard(size: int, generator: torch.Generator) -> Tensor:
+    """Draw two colours for the squares of a board."""
+    colors = torch.rand(2, 3, generator=generator)
+    square = torch.arange(size) * CHECKERBOARD_SQUARES // size
+    return colors[(square[:, None] + square[None]) % 2].permute(2, 0, 1)
+
+
+def fourier_noise(size: int, generator: torch.Generator) -> Tensor:
+    """Draw smooth noise: Gaussian coefficients whose size falls with frequency, through a sigmoid."""
+    frequency = torch.hypot(torch.fft.fftfreq(size)[:, None], torch.fft.rfftfreq(size)[None])
+    scale = frequency.clamp_min(1 / size) ** -FOURIER_DECAY
+    parts = torch.randn(2, 3, *frequency.shape, generator=generator)
+    picture = torch.fft.irfft2(torch.complex(parts[0], parts[1]) * scale, s=(size, size))
+    return (picture / picture.std() * 4 * FOURIER_STD).sigmoid()
+
+
+def blurred(picture: Tensor, std: float, radius: int) -> Tensor:
+    """Convolve (3, H, W) with a Gaussian of ``std`` pixels cut off at ``radius``, edges repeated."""
+    if std < 0.05:  # narrower than a twentieth of a pixel: the kernel is a point
+        return picture
+    offsets = torch.arange(-radius, radius + 1)
+    kernel = torch.exp(-0.5 * (offsets / std) ** 2)
+    kernel = (kernel / kernel.sum()).expand(3, 1, -1)
+    padded = nn.functional.pad(picture[None], (radius,) * 4, mode="replicate")
+    rows = nn.functional.conv2d(padded, kernel[..., None, :], groups=3)
+    return nn.functional.conv2d(rows, kernel[..., :, None], groups=3)[0]
+
+
+def transmittance_loss(opacity: Tensor, target_opacity: Tensor) -> Tensor:
+    """Return -min(1 - target, mean transmittance) of each render (Dream Fields).
+
+    Args:
+        opacity: (B, 1, H, W).
+        target_opacity: (B,); at or below it nothing pulls.
+
+    Returns:
+        (B,); the gradient flows to the opacity.
+    """
+    return -torch.minimum(1 - target_opacity, 1 - opacity.flatten(1).mean(1))
+
+
+def target_opacity(config: ClipConfig, progress: float, distance: Tensor, fov: Tensor) -> Tensor:
+    """Return the target of the mean opacity of each render.
+
+    It falls exponentially from opacity_start to opacity_end, and is scaled by the area that an object takes in the picture,
+    (focal length / distance)^2 relative to Dream Fields' own cameras.
+
+    Args:
+        config: the two targets.
+        progress: of the run, in [0, 1).
+        distance: (B,) of the cameras, scene units.
+        fov: (B,) vertical field of view, radians.
+
+    Returns:
+        (B,) in (0, 1].
+    """
+    done = min(1.0, progress / max(config.opacity_anneal, 1e-9))
+    target = config.opacity_start * math.exp(done * math.log(config.opacity_end / config.opacity_start))
+    magnification = (TARGET_DISTANCE / distance) / (TARGET_FOCAL_LENGTH * torch.tan(fov / 2))
+    return (target * magnification.square()).clamp(max=1.0)

@@ -1,0 +1,79 @@
+"""A picture as a coordinate network with sine activations (SIREN; Sitzmann et al. 2020)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dist_vsd.cameras import Cameras
+from dist_vsd.particles.particle import Particle, Render
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SirenConfig:
+    """A picture that a network of its pixels' coordinates draws."""
+
+    resolution: int = 64
+    """Height and width at which it is rendered, pixels."""
+    hidden_width: int = 64
+    """Width of the hidden layers."""
+    num_hidden: int = 3
+    """Hidden layers."""
+    first_omega: float = 15.0
+    """omega_0 of the first layer: the highest frequency of the start, radians over half the picture (30 for 256 pixels and more)."""
+    hidden_omega: float = 30.0
+    """omega_0 of the other layers."""
+    lr: float = 2e-4
+    """Adam's learning rate: a step moves every pixel, so it is a hundred times smaller than a picture's."""
+
+    def __post_init__(self) -> None:
+        for name in ("resolution", "hidden_width", "num_hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"siren.{name} must be at least 1, got {getattr(self, name)}: raise --siren.{name.replace('_', '-')}")
+        if self.first_omega <= 0 or self.hidden_omega <= 0:
+            raise ValueError(f"siren.first_omega and hidden_omega must be above 0, got {self.first_omega} and {self.hidden_omega}")
+
+
+class SirenParticle(Particle):
+    """A map from (x, y) in [-1, 1]^2 to RGB.
+
+    The weights start as in the paper's section 3.2: the first layer's from U(-1/n, 1/n), the others' from
+    U(-sqrt(6/n)/omega_0, sqrt(6/n)/omega_0), so that activations keep their distribution through the layers.
+
+    Args:
+        config: sizes, frequencies and learning rate.
+        generator: draws the start, on the CPU.
+    """
+
+    def __init__(self, config: SirenConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.config = config
+        widths = [2, *[config.hidden_width] * config.num_hidden, 3]
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        for index, layer in enumerate(self.layers):
+            num_inputs = layer.in_features
+            limit = 1 / num_inputs if index == 0 else (6 / num_inputs) ** 0.5 / config.hidden_omega
+            for parameter in (layer.weight, layer.bias):
+                parameter.data.copy_((torch.rand(parameter.shape, generator=generator) * 2 - 1) * limit)
+
+    def forward(self, points: Tensor) -> Tensor:
+        """Return (N, 3) colours in (0, 1) at (N, 2) points."""
+        hidden = points
+        for index, layer in enumerate(self.layers[:-1]):
+            omega = self.config.first_omega if index == 0 else self.config.hidden_omega
+            hidden = torch.sin(omega * layer(hidden))
+        return self.layers[-1](hidden).sigmoid()
+
+    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+        """Return the picture at ``size`` pixels, once for each camera."""
+        axis = (torch.arange(size, device=cameras.c2w.device, dtype=cameras.c2w.dtype) + 0.5) / size * 2 - 1
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        image = self(torch.stack([x, y], -1).reshape(-1, 2)).T.reshape(1, 3, size, size).expand(len(cameras), -1, -1, -1)
+        return Render(image, torch.ones_like(image[:, :1]), image, {})
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Return the one group, the network."""
+        return [{"params": list(self.layers.parameters()), "lr": self.config.lr}]

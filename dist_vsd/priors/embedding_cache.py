@@ -1,0 +1,99 @@
+"""Embeddings of texts on disk, keyed by content: a text is embedded once, whatever run asks for it, wherever its encoder lies.
+
+The folder is that of the environment variable DIST_VSD_CACHE, else ~/.cache/dist_vsd. It may be removed at any time; where it
+can't be written, nothing is kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dist_vsd.serialization import read_tensors, write_tensors
+
+# A file that changed this short a time ago may change again within one tick of the file system's clock, its time staying the same.
+RACY_SECONDS = 2.0
+
+
+def cache_folder() -> Path | None:
+    """Return where entries are kept; None without a home."""
+    try:
+        return Path(os.environ.get("DIST_VSD_CACHE") or "~/.cache/dist_vsd").expanduser()
+    except RuntimeError:
+        return None
+
+
+def file_digest(file: Path) -> str:
+    """Return a file's sha256, in hexadecimal.
+
+    Gigabytes take seconds, so it is kept under the file's path, size, inode and times. The time of the last change of the inode
+    is among them, which, unlike that of the content, no copying program sets back.
+    """
+    file = file.resolve()
+    status = file.stat()
+    identity = [str(file), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+    folder = cache_folder()
+    kept = folder / "digests" / hashlib.sha256(json.dumps(identity).encode()).hexdigest() if folder else None
+    if kept is not None:
+        with contextlib.suppress(OSError, UnicodeDecodeError):
+            if re.fullmatch("[0-9a-f]{64}", digest := kept.read_text()):
+                return digest
+    content = hashlib.sha256()
+    with open(file, "rb") as opened:
+        while chunk := opened.read(2**20):
+            content.update(chunk)
+    if kept is not None and time.time() - status.st_ctime > RACY_SECONDS:
+        _put(kept, lambda path: path.write_text(content.hexdigest()))
+    return content.hexdigest()
+
+
+def read_entry(key: str) -> dict[str, Tensor] | None:
+    """Return the tensors kept under a key (hexadecimal); None if there are none, or not to the bit what was put there."""
+    file = _entry_file(key)
+    if file is None or not file.exists():
+        return None
+    try:
+        tensors = read_tensors(file)
+    except ValueError:
+        return None
+    checksum = tensors.pop("checksum", None)
+    return tensors if checksum is not None and torch.equal(checksum, _checksum(key, tensors)) else None
+
+
+def write_entry(key: str, tensors: dict[str, Tensor]) -> None:
+    """Keep tensors under a key; where that can't be done, nothing happens."""
+    file = _entry_file(key)
+    if file is not None:
+        _put(file, lambda path: write_tensors(tensors | {"checksum": _checksum(key, tensors)}, path))
+
+
+def _entry_file(key: str) -> Path | None:
+    folder = cache_folder()
+    return folder / "embeddings" / key[:2] / f"{key}.safetensors" if folder else None
+
+
+def _checksum(key: str, tensors: dict[str, Tensor]) -> Tensor:
+    content = hashlib.sha256(key.encode())
+    for name in sorted(tensors):
+        content.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        content.update(tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return torch.frombuffer(bytearray(content.digest()), dtype=torch.uint8)
+
+
+def _put(file: Path, write: Callable[[Path], object]) -> None:
+    """Write a file beside, under a name that no other process has, and rename it into place."""
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent) as beside:
+            write(Path(beside) / file.name)
+            (Path(beside) / file.name).replace(file)

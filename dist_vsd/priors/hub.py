@@ -1,0 +1,45 @@
+"""Pipelines of the hub, pinned or not, and out of its cache alone where there is no network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+_HUB_ID = re.compile(r"(?P<id>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?")
+
+
+def is_hub_id(prior: str) -> bool:
+    """Say whether a prior's name has the form of a hub id, "organisation/name" or "organisation/name@revision", and is no path here."""
+    return _HUB_ID.fullmatch(prior) is not None and not Path(prior).exists()
+
+
+def download(prior: str, patterns: Sequence[str]) -> Path:
+    """Bring a pipeline's files here, or find them in the hub's cache.
+
+    Args:
+        prior: hub id, with "@" and a branch, tag or commit to pin it.
+        patterns: of the files.
+
+    Returns:
+        The folder of that revision in the hub's cache.
+
+    Raises:
+        ValueError: it is neither on the hub nor in its cache.
+    """
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
+
+    match = _HUB_ID.fullmatch(prior)
+    assert match is not None, prior
+    name, revision = match["id"], match["revision"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*non_ema*"]))
+    except Exception as error:  # the hub's client raises errors of a dozen kinds, its HTTP library's among them
+        # A cache that another program filled may lack files that we don't need: what we need is checked by whoever called.
+        cached = try_to_load_from_cache(name, "model_index.json", revision=revision)
+        if isinstance(cached, str):
+            return Path(cached).parent
+        raise ValueError(
+            f"prior {prior!r} is neither a folder here nor to be had from the hub ({type(error).__name__}), nor is it in the hub's cache: "
+            f"check the name{', the revision' if revision else ''} or the network"
+        ) from error
