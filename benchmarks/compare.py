@@ -114,7 +114,7 @@ class Scale:
 
 
 SCALES = {
-    "full": Scale("compare", PROMPTS, (0, 1), 500, 600, 16),
+    "full": Scale("compare", PROMPTS, (0, 1), 400, 600, 16),
     "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
     "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4),
 }
@@ -302,12 +302,12 @@ def write_report(scale: Scale, results: dict[str, Any]) -> None:
     """Write the JSON record and the tables."""
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / f"{scale.name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    lines = ["# The lineage compared", "", f"`python benchmarks/compare.py` at commit {results['commit']}; {results['machine']}.", ""]
+    lines = ["# The lineage compared", "", "By `python benchmarks/compare.py`; mean ± standard deviation over prompts and seeds.", ""]
     for part in PARTS:
         if part in results:
             lines += [f"## {part}", "", *table_of(part, results[part]), ""]
             picture = f"{scale.name}.png" if part == "objects" else f"{scale.name}_{part}.png"
-            lines += [f"![{part}]({picture})", ""]
+            lines += [f"![{part}]({picture})", "", f"At commit {results[part]['commit']}; {results[part]['machine']}.", ""]
     (DOCS / f"{scale.name}.md").write_text("\n".join(lines))
     print("\n".join(lines))
 
@@ -330,8 +330,8 @@ def main() -> None:
     file = RESULTS / f"{scale.name}.json"
     results = json.loads(file.read_text()) if file.exists() else {}
     for part in arguments.parts:
-        results[part] = PARTS[part](scale, arguments.jobs)
-        results |= {"commit": commit_of_package(), "machine": describe_machine(Places.of_this_machine(0))}
+        where = {"commit": commit_of_package(), "machine": describe_machine(Places.of_this_machine(0))}
+        results[part] = where | PARTS[part](scale, arguments.jobs)
         write_report(scale, results)
 
 

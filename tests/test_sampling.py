@@ -119,7 +119,7 @@ def test_no_gradient_is_kept_through_a_sampler():
         ({"sampler": "euler"}, r"sampler must be ddim or dpmsolver\+\+, got 'euler'"),
         ({"num_steps": 999}, "num_steps must be between 1 and 998, got 999"),
         ({"num_steps": 0}, "num_steps must be between 1 and 998, got 0"),
-        ({"guidance_scale": 2.0}, "guidance_scale 2 needs a negative"),
+        ({"guidance_scale": 2.0}, "guidance_scale 2 needs the embedding of a negative"),
     ],
 )
 def test_what_can_not_be_sampled_is_refused(words, rule):
