@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from typing import NoReturn
 
 from dist_vsd.commands.arguments import nearest_command
 from dist_vsd.errors import RunFailed
@@ -83,6 +84,20 @@ def main(arguments: list[str] | None = None) -> int:
         return STOPPED
 
 
+def run_process() -> NoReturn:
+    """Run one command as this process.
+
+    One of several ranks ends without Python's teardown: threads of the libraries that want the interpreter then are unwound
+    through C++ and abort the process, and the launcher would report a run that is done as failed.
+    """
+    code = main()
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 def _refuse(message: str) -> int:
     """Print one line on rank 0; every rank ends with the same exit code."""
     if os.environ.get("RANK", "0") == "0":
@@ -100,4 +115,4 @@ def _quiet_libraries() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_process()

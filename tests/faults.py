@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from dist_vsd.cli import main
+from dist_vsd.cli import run_process
 
 UPDATE = 5  # at which a fault strikes, counted from 0
 
@@ -85,11 +85,22 @@ def killed_inside_a_checkpoint(here):
     checkpoint._write = write
 
 
-ALL = (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, rank_is_slow, killed_inside_a_checkpoint)
+def teardown_aborts(here):
+    """Abort when Python takes its modules down, as a thread of a library can."""
+
+    class Abort:
+        def __del__(self, abort=os.abort):
+            abort()
+
+    if here:
+        globals()["_kept_to_the_end"] = Abort()
+
+
+ALL = (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, rank_is_slow, killed_inside_a_checkpoint, teardown_aborts)
 FAULTS = {fault.__name__: fault for fault in ALL}
 
 
 if __name__ == "__main__":
-    fault, rank, *arguments = sys.argv[1:]
+    fault, rank, *sys.argv[1:] = sys.argv[1:]
     FAULTS[fault](os.environ.get("RANK", "0") == rank)
-    sys.exit(main(arguments))
+    run_process()

@@ -4,9 +4,10 @@ Importing torch, diffusers and deepspeed takes a process seconds, and the tests 
 shown by test_launch.py, test_distributed.py and test_rank_death.py, which start `accelerate launch` as users do.
 """
 
+import faulthandler
 import multiprocessing
 import os
-import socket
+import signal
 import sys
 import tempfile
 import traceback
@@ -15,6 +16,7 @@ from pathlib import Path
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from torch.distributed import TCPStore
 
 from tests.runs import ROOT, environment
 
@@ -49,13 +51,13 @@ def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), seconds=300):
     Returns:
         The greatest exit code, and what all ranks printed.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     shared = environment()
     if num_ranks > 1:
-        shared |= launcher_variables(config, num_ranks)
-        shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        # The store is served from here, as torchrun's agent does: a port looked up for rank 0 could be another's by the time it binds it.
+        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        shared |= launcher_variables(config, num_ranks) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+        shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
+        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
     own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {} for rank in range(num_ranks)]
     with tempfile.TemporaryDirectory() as folder:
         outputs = [Path(folder) / f"rank_{rank}" for rank in range(num_ranks)]
@@ -66,7 +68,7 @@ def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), seconds=300):
         for process in ranks:
             process.join(seconds)
             if process.exitcode is None:
-                process.kill()
+                os.kill(process.pid, signal.SIGABRT)  # faulthandler prints where it waits
                 process.join()
         text = "".join(output.read_text() for output in outputs)
     return max(abs(process.exitcode) for process in ranks), text
@@ -79,6 +81,7 @@ def _rank(arguments, fault, variables, output):
     os.dup2(file, 2)
     os.environ.clear()
     os.environ.update(variables)
+    faulthandler.enable()
     from dist_vsd.cli import main
     from tests.faults import FAULTS
 

@@ -5,7 +5,7 @@ import torch
 from dist_vsd.cli import main
 from dist_vsd.distributed.collectives import fingerprint
 from tests.ranks import run_ranks
-from tests.runs import TINY, checkpoint, finish, start
+from tests.runs import TINY, checkpoint, finish, start, train
 
 
 def assert_close(one, other):
@@ -53,3 +53,9 @@ def test_fingerprint_sees_a_single_bit():
     flipped.view(torch.int32)[3] ^= 1
     assert fingerprint([tensor]) == fingerprint([tensor.clone()])
     assert fingerprint([tensor]) != fingerprint([flipped])
+
+
+def test_what_aborts_in_pythons_teardown_does_not_fail_a_run_that_is_done(tmp_path):
+    code, output = train(["a green duck", *TINY, "--run-dir", str(tmp_path / "run")], num_ranks=2, fault=("teardown_aborts", "1"))
+    assert code == 0, output
+    assert "done in" in output

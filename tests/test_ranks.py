@@ -112,7 +112,7 @@ def test_phi_is_the_same_to_the_bit_with_bf16_networks(tmp_path):
 def test_a_forgotten_reduction_stops_the_run_at_the_next_check_and_names_the_ranks(tmp_path):
     arguments = ["a green duck", *TINY, "--check-every", "3", "--run-dir", str(tmp_path / "run")]
     code, output = run_ranks(arguments, num_ranks=2, fault=("no_reduction", "0"))
-    assert code == 1
+    assert code == 1, output
     assert "phi after update 3 differs between ranks: rank(s) 1 from rank 0" in output
 
 

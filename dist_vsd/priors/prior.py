@@ -126,7 +126,9 @@ def eps_pretrain(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidan
     if guidance_scale == 1.0 and not y.negatives:
         return prior.eps(x_t, t, y.cond)
     if y.uncond is None:
-        raise ValueError(f"guidance_scale {guidance_scale:g} needs the embedding of a negative (or empty) prompt, this prior has none: use 1")
+        raise ValueError(
+            f"guidance_scale {guidance_scale:g} needs the embedding of a negative (or empty) prompt, this prior has none: use 1"
+        )
     texts = [y.uncond, y.cond, *y.negatives]
     count = len(texts)
     eps_uncond, eps_cond, *eps_negatives = prior.eps(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts)).chunk(count)
