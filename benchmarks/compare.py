@@ -53,6 +53,7 @@ PROMPTS = (
 )  # fmt: skip
 FREE_PROMPT = "a duck"
 BASELINE = "sds 7.5"  # whose time is the budget of "at equal time"
+MUCH_SLOWER = 1.25  # by less than this, a method's time counts as equal
 
 # What distinguishes the methods; everything else is the preset's.
 OBJECTS: dict[str, dict[str, Any]] = {
@@ -178,7 +179,7 @@ def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
     seconds = {name: statistics.median(r["seconds_an_update"] for r in records if r["method"] == name) for name in OBJECTS}
     budgets = folder / "budgets.json"  # kept: a resumed comparison goes on with the same
     if not budgets.exists():
-        slower = {name: seconds[BASELINE] / each for name, each in seconds.items() if each > 1.05 * seconds[BASELINE]}
+        slower = {name: seconds[BASELINE] / each for name, each in seconds.items() if each > MUCH_SLOWER * seconds[BASELINE]}
         budgets.write_text(json.dumps({name: max(2, round(scale.num_updates * share)) for name, share in slower.items()}))
     shorter = {f"{name}, {BASELINE}'s time": OBJECTS[name] | {"num_updates": n} for name, n in json.loads(budgets.read_text()).items()}
     if shorter:
