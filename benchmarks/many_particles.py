@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from dist_vsd.config import DEFAULT_PRESET
+from dist_vsd.config_files import DEFAULT_PRESET
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
 from dist_vsd.scaling.measure import MIB, Job, Settings, run_job

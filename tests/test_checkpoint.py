@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from dist_vsd.cli import main
-from dist_vsd.config import RunConfig, merge
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.serialization import read_tensors
 from dist_vsd.training.checkpoint import CheckpointError, newest_valid, particle_tensors, restore, save

@@ -6,18 +6,8 @@ import pytest
 import yaml
 
 from dist_vsd.cli import main
-from dist_vsd.config import (
-    CameraConfig,
-    RunConfig,
-    differences,
-    load_preset,
-    merge,
-    nearest,
-    preset_names,
-    read_yaml,
-    to_mapping,
-    to_yaml,
-)
+from dist_vsd.config import CameraConfig, RunConfig, nearest
+from dist_vsd.config_files import differences, load_preset, merge, preset_names, read_yaml, to_mapping, to_yaml
 from dist_vsd.score.score_config import ScoreConfig
 
 

@@ -5,7 +5,8 @@ import torch
 from PIL import Image
 
 from dist_vsd.cameras import turntable
-from dist_vsd.config import RunConfig, load_preset, merge
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.particles.image import ImageConfig, ImageParticle

@@ -183,7 +183,7 @@ def test_the_counted_work_of_an_update_is_the_published_one():
 def test_the_counted_field_is_the_presets():
     import torch
 
-    from dist_vsd.config import load_preset
+    from dist_vsd.config_files import load_preset
     from dist_vsd.particles.radiance_field import RadianceField
 
     field = RadianceField(load_preset("stable-diffusion").field, torch.Generator())

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from dist_vsd.config import load_preset, merge
+from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.training.checkpoint import newest_valid, particle_tensors, restore, save
 from dist_vsd.training.residence import Offloaded

@@ -6,7 +6,8 @@ import sys
 
 import pytest
 
-from dist_vsd.config import RunConfig, merge, read_yaml
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import merge, read_yaml
 from dist_vsd.particles.radiance_field import RadianceFieldConfig
 from dist_vsd.score.score_config import ScoreConfig
 from dist_vsd.training.run_directory import RunDirectory, default_run_dir

@@ -10,7 +10,8 @@ import time
 import pytest
 
 from dist_vsd.cli import main
-from dist_vsd.config import RunConfig, merge, read_yaml
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import merge, read_yaml
 from dist_vsd.sweep import lease as leases
 from dist_vsd.sweep.child_process import StopSignals
 from dist_vsd.sweep.execute import _take

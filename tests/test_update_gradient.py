@@ -13,7 +13,7 @@ import torch
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch.func import functional_call
 
-from dist_vsd.config import load_preset, merge
+from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from dist_vsd.cameras import look_at_origin
-from dist_vsd.config import load_preset, merge
+from dist_vsd.config_files import load_preset, merge
 from dist_vsd.diffusion.schedule import add_noise
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.radiance_field import RadianceField, RadianceFieldConfig

@@ -13,7 +13,8 @@ import torch
 import yaml
 
 from dist_vsd.commands.train import _parse
-from dist_vsd.config import FREE_ON_RESUME, RunConfig, WandbConfig, to_mapping, to_yaml
+from dist_vsd.config import RunConfig, WandbConfig
+from dist_vsd.config_files import FREE_ON_RESUME, to_mapping, to_yaml
 from dist_vsd.image_files import write_png
 from dist_vsd.training import wandb_reporter
 from dist_vsd.training.metrics import RankZeroReporter
@@ -347,7 +348,7 @@ def test_a_run_on_two_ranks_stopped_and_resumed_is_one_run_with_figures_and_medi
 
 
 def adopt(manifest, text):
-    from dist_vsd.config import config_fingerprint, merge
+    from dist_vsd.config_files import config_fingerprint, merge
 
     content = json.loads(manifest.read_text())
     content["config_sha256"] = config_fingerprint(merge(RunConfig(), yaml.safe_load(text), "test"))

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import nearest_command, parse, require_writable_folder
-from dist_vsd.config import DEFAULT_PRESET, flag, load_preset
+from dist_vsd.config import flag
+from dist_vsd.config_files import DEFAULT_PRESET, load_preset
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.prompts import check_prompts
 

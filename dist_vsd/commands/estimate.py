@@ -6,7 +6,8 @@ import statistics
 import time
 
 from dist_vsd.commands.process import Process
-from dist_vsd.config import RunConfig, to_yaml
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import to_yaml
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update

@@ -8,7 +8,7 @@ import platform
 
 from dist_vsd import __version__
 from dist_vsd.commands.arguments import parse
-from dist_vsd.config import PRESET_FOLDER, preset_names
+from dist_vsd.config_files import PRESET_FOLDER, preset_names
 
 DESCRIPTION = """Show versions, devices and presets; or, with --world-size, which rank would own which particle."""
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "nerfacc", "deepspeed", "xformers", "wandb")

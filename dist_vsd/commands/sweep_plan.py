@@ -52,7 +52,7 @@ def run_plan(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(SweepPlanArguments, arguments, "sweep plan", DESCRIPTION)
 
-    from dist_vsd.config import read_yaml
+    from dist_vsd.config_files import read_yaml
     from dist_vsd.sweep.overrides import read_variations
     from dist_vsd.sweep.plan import add_runs, distinct, expand, settle
     from dist_vsd.sweep.prompts import read_prompts

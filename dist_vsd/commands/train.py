@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dist_vsd.commands.arguments import parse
-from dist_vsd.config import DEFAULT_PRESET, RunConfig, load_preset, merge, read_yaml, to_mapping
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml, to_mapping
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.prompts import check_prompts
 from dist_vsd.training.run_directory import RunDirectory, default_run_dir

@@ -9,7 +9,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from dist_vsd.config import read_yaml
+from dist_vsd.config_files import read_yaml
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.cost_model import NOTHING, NUMBER_BYTES, STATE_NUMBERS, Sizes, StageSeconds
 

@@ -12,7 +12,8 @@ import operator
 import re
 from typing import Any
 
-from dist_vsd.config import RunConfig, merge, nearest, to_mapping
+from dist_vsd.config import RunConfig, nearest
+from dist_vsd.config_files import merge, to_mapping
 from dist_vsd.sweep.manifest import nest
 
 # What a sweep itself says of each of its runs.

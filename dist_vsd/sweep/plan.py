@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from dist_vsd.cameras import VIEW_WORDS
-from dist_vsd.config import FLAT, RunConfig, load_preset, to_mapping
+from dist_vsd.config import FLAT, RunConfig
+from dist_vsd.config_files import load_preset, to_mapping
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.priors.hub import is_hub_id
 from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline

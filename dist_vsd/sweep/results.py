@@ -13,7 +13,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_vsd.config import load_preset, to_mapping
+from dist_vsd.config_files import load_preset, to_mapping
 from dist_vsd.sweep.manifest import PlannedRun, Sweep
 from dist_vsd.sweep.overrides import flatten
 

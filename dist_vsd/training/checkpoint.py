@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_vsd.config import RunConfig, config_fingerprint
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import config_fingerprint
 from dist_vsd.errors import RunFailed
 from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
 from dist_vsd.training.owned_particle import OwnedParticle, build_particle

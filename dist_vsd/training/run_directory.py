@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-from dist_vsd.config import FREE_ON_RESUME, RunConfig, differences, flag, read_yaml, to_mapping, to_yaml
+from dist_vsd.config import RunConfig, flag
+from dist_vsd.config_files import FREE_ON_RESUME, differences, read_yaml, to_mapping, to_yaml
 from dist_vsd.errors import RunFailed
 from dist_vsd.training.outcome import (
     CONFIG_FILE,

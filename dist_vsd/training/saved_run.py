@@ -9,7 +9,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dist_vsd.config import RunConfig, merge
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import merge
 from dist_vsd.particles.particle import Particle
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.serialization import read_tensors

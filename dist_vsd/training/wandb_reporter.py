@@ -14,7 +14,8 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dist_vsd.config import RunConfig, to_mapping
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import to_mapping
 from dist_vsd.training.metrics import RankZeroReporter, Reporter, SilentReporter
 from dist_vsd.training.wandb_follower import DONE, STOPPED, Recording, has_key, resolve_mode
 
