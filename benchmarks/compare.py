@@ -18,12 +18,16 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
 from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ import torch
 from torch import Tensor
 
 from dist_vsd.cameras import look_at_origin
+from dist_vsd.config_files import load_preset
 from dist_vsd.evaluation.evaluation import evaluate_run
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
@@ -85,9 +90,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "theta: learning rate / 3": {"latent.lr": 1e-2},
     "t: smooth annealing": {"timesteps.annealing": "smooth"},
 }
-PICTURES: dict[str, dict[str, Any]] = {
-    name: {"representation": name, "num_particles": 4} for name in ("image", "latent", "siren")
-}
+PICTURES = ("image", "latent", "siren")  # presets, run as they are but for the number of particles
 PICTURE_PROMPTS = ("a green duck", "a red car")
 
 
@@ -141,20 +144,34 @@ def run_sweep(folder: Path, preset: str, prompts: Iterable[str], seeds: Iterable
     return read_sweep(sweep)
 
 
-def evaluate(sweep: Sweep, instruments: Instruments) -> list[dict[str, Any]]:
-    """Return a record of each run, with its method; evaluations that were written are read back."""
+def evaluate(sweep: Sweep, num_samples: int, jobs: int) -> list[dict[str, Any]]:
+    """Return a record of each run, with its method; evaluations that were written are read back.
+
+    Args:
+        sweep: whose runs are done.
+        num_samples: of the prior to compare with; 0: without.
+        jobs: processes.
+    """
+    folders = [sweep.run_dir(run) for run in sweep.runs]
+    missing = [folder for folder in folders if not (folder / FILE).exists()]
+    if missing:
+        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
+            for number, folder in enumerate(pool.map(evaluate_folder, missing, itertools.repeat(num_samples)), 1):
+                print(f"[{number}/{len(missing)}] {folder.name}: evaluated", flush=True)
     records = []
-    for run in sweep.runs:
-        folder = sweep.run_dir(run)
-        if (folder / FILE).exists():
-            record = json.loads((folder / FILE).read_text())
-        else:
-            saved = open_run(folder)
-            record = record_of(saved, evaluate_run(saved, instruments), {"instruments": list(instruments.metrics)})
-            write_record(record, folder)
+    for run, folder in zip(sweep.runs, folders, strict=True):
+        record = json.loads((folder / FILE).read_text())
         kept = {key: record[key] for key in ("prompt", "seed", "update", "num_particles", "figures", "by_particle")}
         records.append({"method": run.tags[0], **kept, "seconds_an_update": seconds_an_update(folder)})
     return records
+
+
+def evaluate_folder(folder: Path, num_samples: int) -> Path:
+    """Write the evaluation of a run into its folder, which is returned."""
+    torch.set_num_threads(1)  # two processes' threads on two cores wait for one another
+    saved, instruments = open_run(folder), instruments_of(num_samples)
+    write_record(record_of(saved, evaluate_run(saved, instruments), {"instruments": list(instruments.metrics)}), folder)
+    return folder
 
 
 def seconds_an_update(folder: Path) -> float:
@@ -163,19 +180,21 @@ def seconds_an_update(folder: Path) -> float:
     return statistics.median(line["seconds/update"] for line in lines if "seconds/update" in line)
 
 
-def instruments_of(scale: Scale, with_samples: bool) -> Instruments:
+@functools.cache
+def instruments_of(num_samples: int) -> Instruments:
+    """Return all instruments, those that compare with samples of the prior only where there shall be some; kept, with the samples."""
     # t3bench takes longer than all the others together.
-    metrics = tuple(name for name in METRICS if name != "t3bench" and (with_samples or name not in ONLY_WHEN_ASKED))
-    samples = PriorSamples(scale.num_samples) if with_samples else None
+    metrics = tuple(name for name in METRICS if name != "t3bench" and (num_samples or name not in ONLY_WHEN_ASKED))
+    samples = PriorSamples(num_samples) if num_samples else None
     return Instruments(metrics=metrics, scorer=ClipScorer.load(), in_embedded_language=True, samples=samples)
 
 
 def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `objects`, and the slower methods again with as many updates as the baseline's time allows."""
-    folder, instruments = RUNS / scale.name, instruments_of(scale, with_samples=False)
+    folder = RUNS / scale.name
     common = common_settings(scale.num_updates) | {"num_particles": 2}
     sweep = run_sweep(folder / "objects", "embedded", scale.prompts, scale.seeds, OBJECTS, common, jobs)
-    records = evaluate(sweep, instruments)
+    records = evaluate(sweep, 0, jobs)
     seconds = {name: statistics.median(r["seconds_an_update"] for r in records if r["method"] == name) for name in OBJECTS}
     budgets = folder / "budgets.json"  # kept: a resumed comparison goes on with the same
     if not budgets.exists():
@@ -184,7 +203,7 @@ def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
     shorter = {f"{name}, {BASELINE}'s time": OBJECTS[name] | {"num_updates": n} for name, n in json.loads(budgets.read_text()).items()}
     if shorter:
         timed = run_sweep(folder / "equal_time", "embedded", scale.prompts, scale.seeds, shorter, common, jobs)
-        records += evaluate(timed, instruments)
+        records += evaluate(timed, 0, jobs)
     draw_objects(scale, sweep)
     return {"records": records, "table": summary(records), "seconds_an_update": seconds}
 
@@ -199,8 +218,8 @@ def run_variety(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `variety`."""
     common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
     sweep = run_sweep(RUNS / scale.name / "variety", "latent", [FREE_PROMPT], scale.seeds, VARIETY, common, jobs)
-    records = evaluate(sweep, instruments_of(scale, with_samples=True))
-    draw_flat(sweep, [FREE_PROMPT], DOCS / f"{scale.name}_variety.png")
+    records = evaluate(sweep, scale.num_samples, jobs)
+    draw_flat([sweep], [FREE_PROMPT], DOCS / f"{scale.name}_variety.png")
     return {"records": records, "table": summary(records)}
 
 
@@ -208,17 +227,20 @@ def run_settings(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `settings`."""
     common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
     sweep = run_sweep(RUNS / scale.name / "settings", "latent", [FREE_PROMPT], scale.seeds[:1], SETTINGS, common, jobs)
-    records = evaluate(sweep, instruments_of(scale, with_samples=True))
-    draw_flat(sweep, [FREE_PROMPT], DOCS / f"{scale.name}_settings.png")
+    records = evaluate(sweep, scale.num_samples, jobs)
+    draw_flat([sweep], [FREE_PROMPT], DOCS / f"{scale.name}_settings.png")
     return {"records": records, "table": summary(records)}
 
 
 def run_pictures(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `pictures`."""
-    common = common_settings(scale.num_flat_updates)
-    sweep = run_sweep(RUNS / scale.name / "pictures", "latent", PICTURE_PROMPTS, scale.seeds[:1], PICTURES, common, jobs)
-    records = evaluate(sweep, instruments_of(scale, with_samples=False))
-    draw_flat(sweep, PICTURE_PROMPTS, DOCS / f"{scale.name}_pictures.png")
+    records, sweeps = [], []
+    for preset in PICTURES:
+        common = common_settings(load_preset(preset).num_updates if scale is SCALES["full"] else scale.num_flat_updates)
+        folder = RUNS / scale.name / "pictures" / preset
+        sweeps.append(run_sweep(folder, preset, PICTURE_PROMPTS, scale.seeds[:1], {preset: {"num_particles": 4}}, common, jobs))
+        records += evaluate(sweeps[-1], 0, jobs)
+    draw_flat(sweeps, PICTURE_PROMPTS, DOCS / f"{scale.name}_pictures.png")
     return {"records": records, "table": summary(records)}
 
 
@@ -257,11 +279,11 @@ def draw_objects(scale: Scale, sweep: Sweep) -> None:
     write_png(tile(rows), DOCS / f"{scale.name}.png")
 
 
-def draw_flat(sweep: Sweep, prompts: Iterable[str], file: Path) -> None:
+def draw_flat(sweeps: list[Sweep], prompts: Iterable[str], file: Path) -> None:
     """Draw a row a method, in the order of the manifest: its particles with the first seed, those of all prompts beside one another."""
     rows: dict[str, list[Tensor]] = {}
     cameras = look_at_origin(*(torch.tensor([value]) for value in (0.0, 15.0, 3.0, 40.0)))
-    for prompt in prompts:
+    for sweep, prompt in itertools.product(sweeps, prompts):
         for name, run in by_method(sweep, prompt, sweep.runs[0].seed).items():
             rows.setdefault(name, []).extend(capture(open_run(sweep.run_dir(run)), cameras))
     write_png(tile([torch.cat(pictures) for pictures in rows.values()]), file)

@@ -76,6 +76,9 @@ class RegularizationConfig:
     """Of the variance of depth along rays (HiFA's z-variance): thin surfaces."""
     begin_at: float = 0.0
     """Fraction of num_updates from which on they act."""
+    reconstruction: float = 0.0
+    """Of ||image - decode(encode(image))||^2, from the first update on: keeps pixels and coordinate networks from pictures that only
+    the encoder takes for the prompt."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

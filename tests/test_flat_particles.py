@@ -11,12 +11,14 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.particles.image import ImageConfig, ImageParticle
 from dist_vsd.particles.latent import LatentConfig, LatentParticle
+from dist_vsd.particles.particle import Render
 from dist_vsd.particles.siren import SirenConfig, SirenParticle
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.recognition import recognize
 from dist_vsd.priors.sampling import sample
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.training.state import build_state
-from dist_vsd.training.update import update
+from dist_vsd.training.update import reconstruction_loss, update
 
 CPU = torch.device("cpu")
 
@@ -133,3 +135,27 @@ def test_a_run_of_flat_particles_ends_with_their_pictures(tmp_path):
     assert [Image.open(tmp_path / "run" / "export" / f"picture_{i:04d}.png").size for i in range(3)] == [(64, 64)] * 3
     assert main(["render", str(tmp_path / "run"), "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").glob("picture_*.png"))) == 3
+
+
+def test_the_reconstruction_loss_pulls_a_picture_to_what_its_latent_stands_for():
+    """Its gradient is 2 (image - D(E(image))) / values, and nothing flows through the networks."""
+    embedded = StableDiffusionPrior.load("embedded")
+    image = torch.rand(2, 3, 96, 96, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    x_0 = embedded.encode(image).detach()
+    loss = reconstruction_loss(embedded, [Render(row[None], torch.ones(1, 1, 96, 96), row[None], {}) for row in image], x_0)
+    loss.backward()
+    decoded = torch.nn.functional.interpolate(embedded.decode(x_0), (96, 96), mode="bilinear", antialias=True)
+    torch.testing.assert_close(image.grad, 2 * (image.detach() - decoded) / image[0].numel())
+
+
+def test_a_picture_under_vsd_stays_near_what_its_latent_stands_for():
+    """Without the loss it becomes one that only the encoder takes for the prompt."""
+    residuals = []
+    for weight in (0.0, load_preset("siren").regularization.reconstruction):
+        state = state_of("siren", num_particles=2, regularization={"reconstruction": weight})
+        for index in range(60):
+            update(state, index)
+        with torch.no_grad():
+            image = torch.cat([particle.theta.render(cameras(1), 64).image for particle in state.particles])
+            residuals.append(float((image - state.prior.decode(state.prior.encode(image))).square().mean()))
+    assert residuals[1] < 0.5 * residuals[0]

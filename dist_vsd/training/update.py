@@ -22,6 +22,7 @@ from torch import Tensor
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.ancestral import ancestral_sample
 from dist_vsd.particles.particle import Render
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.score.camera_embedding import pose_of
 from dist_vsd.score.score import Score
 from dist_vsd.training.draws import Shot, choose_particles, draw_cameras, draw_noise, draw_t, key
@@ -169,6 +170,8 @@ def push_particles(
             if shot.view == layout.views[0] or config.deterministic:
                 thetas[shot.particle].zero_grad(set_to_none=True)
         penalty = sum(regularization(state, index, render) for render in images)
+        if config.regularization.reconstruction > 0 and x_0 is not None:
+            penalty = penalty + config.regularization.reconstruction * reconstruction_loss(state.prior, images, x_0)
         if isinstance(penalty, Tensor):
             pulled.append((penalty, None))
         # Multiplying by 1 / views before backward: the chain is linear.
@@ -180,6 +183,23 @@ def push_particles(
             gradients[shot.particle, shot.view] = gradients_of(state, shot.particle)
     report.figures["theta/opacity"].append(torch.stack([r.opacity.mean() for r in images]).mean().detach())
     return renders
+
+
+def reconstruction_loss(prior: StableDiffusionPrior, images: list[Render], x_0: Tensor) -> Tensor:
+    """Return the sum over renders of the mean ||image - D(x_0)||^2 over pixels; the gradient flows to the images, not through D or E.
+
+    An encoder sees much less than a picture holds, and the score moves a picture that is free in every pixel, or a network of
+    its coordinates, to what only the encoder takes for the prompt. This keeps it near the picture that its latent stands for.
+
+    Args:
+        prior: whose decoder D is.
+        images: B renders.
+        x_0: (B, ...) them, encoded.
+    """
+    image = torch.cat([render.image for render in images])
+    with torch.no_grad():
+        decoded = torch.nn.functional.interpolate(prior.decode(x_0).float(), image.shape[-2:], mode="bilinear", antialias=True)
+    return (image - decoded).square().flatten(1).mean(1).sum()
 
 
 def encode(state: TrainingState, images: list[Render]) -> Tensor:
