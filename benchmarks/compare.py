@@ -1,7 +1,7 @@
 """The lineage compared: every objective on the same particles, cameras, prior and budget, with the same instruments.
 
     make compare                                  all of it; stopped at any time, the same command goes on, run by run
-    make compare-quick                            3 prompts, 1 seed
+    make compare-quick                            3 prompts, 1 seed, without the part `settings`
     python benchmarks/compare.py --parts variety  one part
 
 Four parts, each a sweep of its own (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each:
@@ -106,6 +106,7 @@ class Scale:
         num_flat_updates: of 2D runs.
         num_flat_particles: of 2D runs.
         num_samples: of the prior, for distances to them.
+        parts: that are run unless others are asked for.
     """
 
     name: str
@@ -115,10 +116,11 @@ class Scale:
     num_flat_updates: int
     num_flat_particles: int
     num_samples: int = 256
+    parts: tuple[str, ...] = ("objects", "variety", "pictures")
 
 
 SCALES = {
-    "full": Scale("compare", PROMPTS, (0, 1), 400, 600, 16),
+    "full": Scale("compare", PROMPTS, (0, 1), 400, 600, 16, parts=("objects", "variety", "settings", "pictures")),
     "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
     "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4),
 }
@@ -341,7 +343,7 @@ PARTS = {"objects": run_objects, "variety": run_variety, "settings": run_setting
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", choices=list(SCALES), default="full")
-    parser.add_argument("--parts", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--parts", nargs="*", choices=list(PARTS))
     parser.add_argument("--jobs", type=int, default=max(1, min(2, os.cpu_count() or 1)), help="runs at a time")
     parser.add_argument("--out", type=Path, help="folder for everything, instead of the repository's own places")
     arguments = parser.parse_args()
@@ -352,7 +354,7 @@ def main() -> None:
     scale = SCALES[arguments.scale]
     file = RESULTS / f"{scale.name}.json"
     results = json.loads(file.read_text()) if file.exists() else {}
-    for part in arguments.parts:
+    for part in arguments.parts or scale.parts:
         where = {"commit": commit_of_package(), "machine": describe_machine(Places.of_this_machine(0))}
         results[part] = where | PARTS[part](scale, arguments.jobs)
         write_report(scale, results)
