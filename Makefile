@@ -1,6 +1,6 @@
 # make demo   set up, then two particles of "a green duck" on two ranks: about ten minutes on two CPU cores
 # make test   set up, then lint and tests
-# make compare  every objective on the same prompts, seeds and budget (resumable, some four hours); make compare-quick: half an hour
+# make compare  every objective on the same prompts, seeds and budget (resumable, some three hours); make compare-quick: 3 prompts
 # make gallery  the README's table and pictures (resumable; under two hours on two CPU cores)
 
 PYTHON ?= python3
