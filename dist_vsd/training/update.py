@@ -19,6 +19,7 @@ import math
 import torch
 from torch import Tensor
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.ancestral import ancestral_sample
 from dist_vsd.particles.particle import Render
@@ -136,12 +137,7 @@ def push_particles(
 
     # A camera and a render of each; theta's graph is kept.
     with stopwatch.stage("render"):
-        dtype = next(thetas[shots[0].particle].parameters()).dtype
-        cameras = draw_cameras(config, shots, index).to(prior.device, dtype)
-        images = [
-            thetas[shot.particle].render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
-            for i, shot in enumerate(shots)
-        ]
+        cameras, images = render_shots(state, shots, index)
         if config.objective != "clip":
             x_0 = encode(state, images)
 
@@ -185,6 +181,17 @@ def push_particles(
     return renders
 
 
+def render_shots(state: TrainingState, shots: list[Shot], index: int) -> tuple[Cameras, list[Render]]:
+    """Draw the cameras of B renders, and render each; theta's graph is kept unless gradients are off."""
+    config = state.config
+    thetas = {particle.id: particle.theta for particle in owners(state, shots)}
+    cameras = draw_cameras(config, shots, index).to(state.prior.device, next(thetas[shots[0].particle].parameters()).dtype)
+    return cameras, [
+        thetas[shot.particle].render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
+        for i, shot in enumerate(shots)
+    ]
+
+
 def reconstruction_loss(prior: StableDiffusionPrior, images: list[Render], x_0: Tensor) -> Tensor:
     """Return the sum over renders of the mean ||image - D(x_0)||^2 over pixels; the gradient flows to the images, not through D or E.
 
@@ -211,13 +218,8 @@ def encode(state: TrainingState, images: list[Render]) -> Tensor:
 @torch.no_grad()
 def look_at_particles(state: TrainingState, shots: list[Shot], index: int) -> Renders:
     """Render and encode particles that take no step in this update, for phi alone."""
-    config, device = state.config, state.prior.device
-    thetas = {particle.id: particle.theta for particle in owners(state, shots)}
-    cameras = draw_cameras(config, shots, index).to(device, next(thetas[shots[0].particle].parameters()).dtype)
-    images = [
-        thetas[shot.particle].render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
-        for i, shot in enumerate(shots)
-    ]
+    config = state.config
+    cameras, images = render_shots(state, shots, index)
     pose = pose_of(cameras, config.score.camera) * (0.0 if config.is_flat else 1.0)
     return Renders.of(shots, encode(state, images), pose)
 
