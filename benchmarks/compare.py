@@ -1,17 +1,18 @@
 """The lineage compared: every objective on the same particles, cameras, prior and budget, with the same instruments.
 
     make compare                                  all of it; stopped at any time, the same command goes on, run by run
-    make compare-quick                            3 prompts, 1 seed, without the part `settings`
+    make compare-quick                            3 prompts, 1 seed, without the parts `options` and `settings`
     python benchmarks/compare.py --parts variety  one part
 
-Four parts, each a sweep of its own (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each:
+Five parts, each a sweep of its own (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each:
 
 objects    3D, twelve prompts x seeds, two particles; at equal updates, and the slower objectives again at SDS's time
+options    3D by VSD, the four hardest prompts, with one of its options changed in each run
 variety    2D latents, 16 particles of a prompt without a colour word: which of the free colours and views do they use?
 settings   the same by VSD, with one of its settings changed in each run
 pictures   2D by VSD as pixels, latents and coordinate networks: do all of them show the prompt?
 
-Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it.
+Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it (compare_report.py).
 """
 
 from __future__ import annotations
@@ -26,29 +27,35 @@ import os
 import statistics
 import subprocess
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
+from compare_report import summary, table_of, write_grid
 from torch import Tensor
 
 from dist_vsd.cameras import look_at_origin
-from dist_vsd.config_files import load_preset
+from dist_vsd.commands.process import keep_freed_memory
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import load_preset, merge
+from dist_vsd.distributed.layout import Layout
 from dist_vsd.evaluation.evaluation import evaluate_run
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
 from dist_vsd.evaluation.prior_samples import PriorSamples
 from dist_vsd.evaluation.results_file import FILE, record_of, write_record
-from dist_vsd.evaluation.views import capture
-from dist_vsd.image_files import tile, write_png
+from dist_vsd.evaluation.views import capture, middle_of
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.sampling import sample_images
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
-from dist_vsd.sweep.manifest import PlannedRun, Sweep, read_sweep
+from dist_vsd.sweep.manifest import PlannedRun, Sweep, nest, read_sweep
 from dist_vsd.training.saved_run import open_run
+from dist_vsd.training.state import build_state
+from dist_vsd.training.update import update
 
 ROOT = Path(__file__).parent.parent
 RUNS, RESULTS, DOCS = ROOT / "runs", ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -56,9 +63,11 @@ PROMPTS = (
     "a red ball", "a purple cube", "an orange cone", "a yellow donut", "a blue mug", "a green duck",
     "a white snowman", "a yellow car", "a red chair", "a purple mushroom", "a green tree", "a blue house",
 )  # fmt: skip
+HARD_PROMPTS = ("a green duck", "a white snowman", "a red chair", "a blue house")
 FREE_PROMPT = "a duck"
 BASELINE = "sds 7.5"  # whose time is the budget of "at equal time"
-MUCH_SLOWER = 1.25  # by less than this, a method's time counts as equal
+TIMED_UPDATES = 4  # of a method before the next one's turn
+SLOWER = 1.1  # by less than this, a method's time counts as equal
 
 # What distinguishes the methods; everything else is the preset's.
 OBJECTS: dict[str, dict[str, Any]] = {
@@ -68,6 +77,20 @@ OBJECTS: dict[str, dict[str, Any]] = {
     "sds 30": {"objective": "sds", "guidance_scale": 30.0},
     "sds 100": {"objective": "sds", "guidance_scale": 100.0},
     "vsd 7.5": {"objective": "vsd"},
+}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "as the preset": {},
+    "phi: 4 steps an update": {"score.steps_per_update": 4},
+    "phi: loss on v": {"score.loss": "v"},
+    "phi: rank 16": {"score.rank": 16},
+    "phi: no camera": {"score.camera": "none"},
+    "phi: spherical camera": {"score.camera": "spherical"},
+    "phi: one pass for both": {"score.reuse_pass": True},
+    "entropic, lambda 0.5": {"score.entropy_weight": 0.5},
+    "Perp-Neg": {"prompting.perp_neg": True},
+    "no view words": {"prompting.view_words": False},
+    "t: smooth annealing": {"timesteps.annealing": "smooth"},
+    "guidance 30": {"guidance_scale": 30.0},
 }
 VARIETY: dict[str, dict[str, Any]] = {
     "ancestral 7.5": {"objective": "ancestral"},
@@ -101,11 +124,12 @@ class Scale:
     Attributes:
         name: of its folder and files.
         prompts: of the part `objects`.
-        seeds: of every run, but those of `settings`, which have the first.
+        seeds: of every run, but those of `options` and `settings`, which have the first.
         num_updates: of 3D runs.
         num_flat_updates: of 2D runs.
         num_flat_particles: of 2D runs.
         num_samples: of the prior, for distances to them.
+        num_rounds: in which the methods take turns to be timed.
         parts: that are run unless others are asked for.
     """
 
@@ -116,13 +140,14 @@ class Scale:
     num_flat_updates: int
     num_flat_particles: int
     num_samples: int = 256
+    num_rounds: int = 9
     parts: tuple[str, ...] = ("objects", "variety", "pictures")
 
 
 SCALES = {
-    "full": Scale("compare", PROMPTS, (0, 1), 400, 600, 16, parts=("objects", "variety", "settings", "pictures")),
+    "full": Scale("compare", PROMPTS, (0, 1), 600, 600, 16, parts=("objects", "options", "variety", "settings", "pictures")),
     "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
-    "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4),
+    "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4, num_rounds=1),
 }
 
 
@@ -191,23 +216,65 @@ def instruments_of(num_samples: int) -> Instruments:
     return Instruments(metrics=metrics, scorer=ClipScorer.load(), in_embedded_language=True, samples=samples)
 
 
+def relative_seconds(prompt: str, common: dict[str, Any], num_rounds: int) -> dict[str, float]:
+    """Return the time of an update of each method over the baseline's, on one thread.
+
+    The methods take turns, so that whatever else the machine does meets all of them: the median over rounds of the ratio in a round.
+
+    Args:
+        prompt: of all.
+        common: settings of all.
+        num_rounds: of a turn for each.
+    """
+    torch.set_num_threads(1)
+    keep_freed_memory()  # as `train` does
+    states = {name: build_state(*alone(prompt, common | settings), torch.device("cpu")) for name, settings in OBJECTS.items()}
+    rounds: list[dict[str, float]] = []
+    for index in range(num_rounds + 1):
+        rounds.append({})
+        for name, state in states.items():
+            begin = time.perf_counter()
+            for i in range(TIMED_UPDATES):
+                update(state, TIMED_UPDATES * index + i)
+            rounds[-1][name] = time.perf_counter() - begin
+    # The first round warms up.
+    return {name: statistics.median(turn[name] / turn[BASELINE] for turn in rounds[1:]) for name in OBJECTS}
+
+
+def alone(prompt: str, settings: dict[str, Any]) -> tuple[RunConfig, Layout]:
+    """Return the configuration and layout of a run of the part `objects` on one process."""
+    config = merge(load_preset("embedded"), nest(settings) | {"prompt": prompt}, "compare.py")
+    return config, Layout.of(config.num_particles)
+
+
 def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `objects`, and the slower methods again with as many updates as the baseline's time allows."""
     folder = RUNS / scale.name
     common = common_settings(scale.num_updates) | {"num_particles": 2}
+    times_file = folder / "relative_seconds.json"  # kept: a resumed comparison goes on with the same budgets
+    if not times_file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            times_file.write_text(json.dumps(pool.submit(relative_seconds, scale.prompts[0], common, scale.num_rounds).result()))
+    times = json.loads(times_file.read_text())
     sweep = run_sweep(folder / "objects", "embedded", scale.prompts, scale.seeds, OBJECTS, common, jobs)
     records = evaluate(sweep, 0, jobs)
-    seconds = {name: statistics.median(r["seconds_an_update"] for r in records if r["method"] == name) for name in OBJECTS}
-    budgets = folder / "budgets.json"  # kept: a resumed comparison goes on with the same
-    if not budgets.exists():
-        slower = {name: seconds[BASELINE] / each for name, each in seconds.items() if each > MUCH_SLOWER * seconds[BASELINE]}
-        budgets.write_text(json.dumps({name: max(2, round(scale.num_updates * share)) for name, share in slower.items()}))
-    shorter = {f"{name}, {BASELINE}'s time": OBJECTS[name] | {"num_updates": n} for name, n in json.loads(budgets.read_text()).items()}
+    slower = {name: max(2, round(scale.num_updates / times[name])) for name in OBJECTS if times[name] > SLOWER}
+    shorter = {f"{name}, {BASELINE}'s time": OBJECTS[name] | {"num_updates": number} for name, number in slower.items()}
     if shorter:
         timed = run_sweep(folder / "equal_time", "embedded", scale.prompts, scale.seeds, shorter, common, jobs)
         records += evaluate(timed, 0, jobs)
-    draw_objects(scale, sweep)
-    return {"records": records, "table": summary(records), "seconds_an_update": seconds}
+    draw_objects(sweep, scale.prompts, OBJECTS, DOCS / f"{scale.name}.png")
+    return {"records": records, "table": summary(records), "relative_seconds": times}
+
+
+def run_options(scale: Scale, jobs: int) -> dict[str, Any]:
+    """Run the part `options`."""
+    common = common_settings(scale.num_updates) | {"num_particles": 2}
+    sweep = run_sweep(RUNS / scale.name / "options", "embedded", HARD_PROMPTS, scale.seeds[:1], OPTIONS, common, jobs)
+    records = evaluate(sweep, 0, jobs)
+    draw_options(sweep, DOCS / f"{scale.name}_options.png")
+    return {"records": records, "table": summary(records)}
 
 
 def common_settings(num_updates: int) -> dict[str, Any]:
@@ -246,81 +313,46 @@ def run_pictures(scale: Scale, jobs: int) -> dict[str, Any]:
     return {"records": records, "table": summary(records)}
 
 
-def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
-    """Return, by method and figure, mean and standard deviation over its runs, and their number."""
-    table: dict[str, dict[str, list[float]]] = {}
-    for method in dict.fromkeys(record["method"] for record in records):
-        rows = [record["figures"] for record in records if record["method"] == method]
-        names = dict.fromkeys(name for row in rows for name in row)
-        table[method] = {}
-        for name in names:
-            values = [row[name] for row in rows if name in row]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            table[method][name] = [statistics.mean(values), spread, len(values)]
-    return table
-
-
 def by_method(sweep: Sweep, prompt: str, seed: int) -> dict[str, PlannedRun]:
     return {run.tags[0]: run for run in sweep.runs if run.prompt == prompt and run.seed == seed}
 
 
-def draw_objects(scale: Scale, sweep: Sweep) -> None:
-    """Draw a row a prompt: the prior's own samples, then two particles of each method, each from two sides."""
-    prior, rows = StableDiffusionPrior.load("embedded"), []
-    for prompt in scale.prompts:
-        words = ("side view", "back view")
-        cells = [sample_images(prior, [f"{prompt}, {w}" for w in words], 50, 7.5, (0, 1))]
-        for run in by_method(sweep, prompt, scale.seeds[0]).values():
-            saved = open_run(sweep.run_dir(run))
-            camera = saved.config.camera
-            ones = torch.ones(2)
-            azimuth = torch.tensor([50.0, 200.0])
-            cameras = look_at_origin(azimuth, 15 * ones, sum(camera.distance) / 2 * ones, sum(camera.fov_deg) / 2 * ones)
-            cells += capture(saved, cameras)
-        rows.append(torch.cat(cells))
-    write_png(tile(rows), DOCS / f"{scale.name}.png")
+def two_sides(sweep: Sweep, run: PlannedRun) -> Tensor:
+    """Render each particle of a run from a side and from the back: (2 P, 3, H, W)."""
+    saved = open_run(sweep.run_dir(run))
+    ones, (distance, fov_deg) = torch.ones(2), middle_of(saved.config.camera)
+    return torch.cat(capture(saved, look_at_origin(torch.tensor([50.0, 200.0]), 15 * ones, distance * ones, fov_deg * ones)))
 
 
-def draw_flat(sweeps: list[Sweep], prompts: Iterable[str], file: Path) -> None:
+def draw_objects(sweep: Sweep, prompts: Iterable[str], methods: Iterable[str], file: Path) -> None:
+    """Draw a row a prompt: the prior's own samples, then the particles of each method."""
+    prior, rows = StableDiffusionPrior.load("embedded"), {}
+    for prompt in prompts:
+        samples = sample_images(prior, [f"{prompt}, {words}" for words in ("side view", "back view")], 50, 7.5, (0, 1))
+        runs = by_method(sweep, prompt, sweep.runs[0].seed)
+        rows[prompt] = torch.cat([samples, *(two_sides(sweep, runs[method]) for method in methods)])
+    write_grid(rows, [("prior", 2), *((method, 4) for method in methods)], file)
+
+
+def draw_options(sweep: Sweep, file: Path) -> None:
+    """Draw a row an option, with the particles of all prompts."""
+    rows: dict[str, list[Tensor]] = {}
+    for prompt in HARD_PROMPTS:
+        for name, run in by_method(sweep, prompt, sweep.runs[0].seed).items():
+            rows.setdefault(name, []).append(two_sides(sweep, run))
+    write_grid({name: torch.cat(pictures) for name, pictures in rows.items()}, [(prompt, 4) for prompt in HARD_PROMPTS], file)
+
+
+def draw_flat(sweeps: list[Sweep], prompts: Sequence[str], file: Path) -> None:
     """Draw a row a method, in the order of the manifest: its particles with the first seed, those of all prompts beside one another."""
     rows: dict[str, list[Tensor]] = {}
     cameras = look_at_origin(*(torch.tensor([value]) for value in (0.0, 15.0, 3.0, 40.0)))
     for sweep, prompt in itertools.product(sweeps, prompts):
         for name, run in by_method(sweep, prompt, sweep.runs[0].seed).items():
             rows.setdefault(name, []).extend(capture(open_run(sweep.run_dir(run)), cameras))
-    write_png(tile([torch.cat(pictures) for pictures in rows.values()]), file)
-
-
-COLUMNS = {
-    "objects": {
-        "R-precision": "clip/r_precision", "CLIP score": "clip/score", "object": "recognition/object", "colour": "recognition/color",
-        "view": "recognition/view", "overlap": "overlap/iou", "multi-face": "particles/multi_face_rate",
-        "diversity of the pair": "particles/diversity",
-    },
-    "variety": {
-        "object": "recognition/object", "colour, bits": "recognition/color_bits", "view, bits": "recognition/view_bits",
-        "diversity": "particles/diversity", "prior: colour": "samples/color_bits", "prior: view": "samples/view_bits",
-        "prior: diversity": "samples/diversity", "FID": "samples/fid_clip",
-    },
-}  # fmt: skip
-COLUMNS["settings"] = COLUMNS["variety"]
-COLUMNS["pictures"] = {
-    "R-precision": "clip/r_precision", "CLIP score": "clip/score", "object": "recognition/object", "colour": "recognition/color",
-    "diversity": "particles/diversity",
-}  # fmt: skip
-
-
-def table_of(part: str, result: dict[str, Any]) -> list[str]:
-    """Return a Markdown table: a row a method, mean and standard deviation over its runs."""
-    columns = COLUMNS[part]
-    lines = [f"| | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
-    for method, figures in result["table"].items():
-        cells = []
-        for name in columns.values():
-            mean, spread, count = figures.get(name, (None, 0.0, 0))
-            cells.append("" if mean is None else f"{mean:.2f}" + (f" ± {spread:.2f}" if count > 1 else ""))
-        lines.append(f"| {method} | {' | '.join(cells)} |")
-    return lines
+    whole = {name: torch.cat(pictures) for name, pictures in rows.items()}
+    each = len(next(iter(whole.values()))) // len(prompts)
+    write_grid(whole, [(prompt, each) for prompt in prompts], file)
 
 
 def write_report(scale: Scale, results: dict[str, Any]) -> None:
@@ -337,7 +369,7 @@ def write_report(scale: Scale, results: dict[str, Any]) -> None:
     print("\n".join(lines))
 
 
-PARTS = {"objects": run_objects, "variety": run_variety, "settings": run_settings, "pictures": run_pictures}
+PARTS = {"objects": run_objects, "options": run_options, "variety": run_variety, "settings": run_settings, "pictures": run_pictures}
 
 
 def main() -> None:
