@@ -4,15 +4,16 @@
     make compare-quick                            3 prompts, 1 seed, without the parts `options` and `settings`
     python benchmarks/compare.py --parts variety  one part
 
-Five parts, each a sweep of its own (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each:
+Six parts, each a sweep of its own (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each:
 
-objects    3D, twelve prompts x seeds, two particles; at equal updates, and the slower objectives again at SDS's time
+objects    3D, twelve prompts x seeds, two particles, at equal updates
+equal_time the slower objectives again, with as many updates as SDS's time allows
 options    3D by VSD, the four hardest prompts, with one of its options changed in each run
 variety    2D latents, 16 particles of a prompt without a colour word: which of the free colours and views do they use?
 settings   the same by VSD, with one of its settings changed in each run
 pictures   2D by VSD as pixels, latents and coordinate networks: do all of them show the prompt?
 
-Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it (compare_report.py).
+Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it (compare_report.py, compare_pictures.py).
 """
 
 from __future__ import annotations
@@ -28,16 +29,15 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from compare_report import summary, table_of, write_grid
-from torch import Tensor
+from compare_pictures import draw_flat, draw_objects, draw_options
+from compare_report import COLUMNS, summary, table_of
 
-from dist_vsd.cameras import look_at_origin
 from dist_vsd.commands.process import keep_freed_memory
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import load_preset, merge
@@ -47,12 +47,9 @@ from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
 from dist_vsd.evaluation.prior_samples import PriorSamples
 from dist_vsd.evaluation.results_file import FILE, record_of, write_record
-from dist_vsd.evaluation.views import capture, middle_of
 from dist_vsd.priors.clip import ClipScorer
-from dist_vsd.priors.sampling import sample_images
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
-from dist_vsd.sweep.manifest import PlannedRun, Sweep, nest, read_sweep
+from dist_vsd.sweep.manifest import Sweep, nest, read_sweep
 from dist_vsd.training.saved_run import open_run
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
@@ -141,11 +138,11 @@ class Scale:
     num_flat_particles: int
     num_samples: int = 256
     num_rounds: int = 9
-    parts: tuple[str, ...] = ("objects", "variety", "pictures")
+    parts: tuple[str, ...] = ("objects", "equal_time", "variety", "pictures")
 
 
 SCALES = {
-    "full": Scale("compare", PROMPTS, (0, 1), 600, 600, 16, parts=("objects", "options", "variety", "settings", "pictures")),
+    "full": Scale("compare", PROMPTS, (0, 1), 400, 600, 16, parts=tuple(COLUMNS)),
     "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
     "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4, num_rounds=1),
 }
@@ -248,32 +245,41 @@ def alone(prompt: str, settings: dict[str, Any]) -> tuple[RunConfig, Layout]:
 
 
 def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
-    """Run the part `objects`, and the slower methods again with as many updates as the baseline's time allows."""
-    folder = RUNS / scale.name
-    common = common_settings(scale.num_updates) | {"num_particles": 2}
+    """Run the part `objects`."""
+    common = objects_settings(scale)
+    sweep = run_sweep(RUNS / scale.name / "objects", "embedded", scale.prompts, scale.seeds, OBJECTS, common, jobs)
+    records = evaluate(sweep, 0, jobs)
+    draw_objects(sweep, scale.prompts, OBJECTS, DOCS / f"{scale.name}.png")
+    return {"records": records, "table": summary(records)}
+
+
+def run_equal_time(scale: Scale, jobs: int) -> dict[str, Any]:
+    """Run the part `equal_time`."""
+    folder, common = RUNS / scale.name / "equal_time", objects_settings(scale)
     times_file = folder / "relative_seconds.json"  # kept: a resumed comparison goes on with the same budgets
     if not times_file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             times_file.write_text(json.dumps(pool.submit(relative_seconds, scale.prompts[0], common, scale.num_rounds).result()))
     times = json.loads(times_file.read_text())
-    sweep = run_sweep(folder / "objects", "embedded", scale.prompts, scale.seeds, OBJECTS, common, jobs)
-    records = evaluate(sweep, 0, jobs)
-    slower = {name: max(2, round(scale.num_updates / times[name])) for name in OBJECTS if times[name] > SLOWER}
-    shorter = {f"{name}, {BASELINE}'s time": OBJECTS[name] | {"num_updates": number} for name, number in slower.items()}
-    if shorter:
-        timed = run_sweep(folder / "equal_time", "embedded", scale.prompts, scale.seeds, shorter, common, jobs)
-        records += evaluate(timed, 0, jobs)
-    draw_objects(sweep, scale.prompts, OBJECTS, DOCS / f"{scale.name}.png")
+    updates = {name: max(2, round(scale.num_updates / ratio)) for name, ratio in times.items() if ratio > SLOWER}
+    methods = {name: OBJECTS[name] | {"num_updates": number} for name, number in updates.items()}
+    if not methods:
+        return {"records": [], "table": {}, "relative_seconds": times}
+    records = evaluate(run_sweep(folder, "embedded", scale.prompts, scale.seeds, methods, common, jobs), 0, jobs)
     return {"records": records, "table": summary(records), "relative_seconds": times}
+
+
+def objects_settings(scale: Scale) -> dict[str, Any]:
+    return common_settings(scale.num_updates) | {"num_particles": 2}
 
 
 def run_options(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `options`."""
-    common = common_settings(scale.num_updates) | {"num_particles": 2}
-    sweep = run_sweep(RUNS / scale.name / "options", "embedded", HARD_PROMPTS, scale.seeds[:1], OPTIONS, common, jobs)
+    common, folder = objects_settings(scale), RUNS / scale.name / "options"
+    sweep = run_sweep(folder, "embedded", HARD_PROMPTS, scale.seeds[:1], OPTIONS, common, jobs)
     records = evaluate(sweep, 0, jobs)
-    draw_options(sweep, DOCS / f"{scale.name}_options.png")
+    draw_options(sweep, HARD_PROMPTS, DOCS / f"{scale.name}_options.png")
     return {"records": records, "table": summary(records)}
 
 
@@ -313,48 +319,6 @@ def run_pictures(scale: Scale, jobs: int) -> dict[str, Any]:
     return {"records": records, "table": summary(records)}
 
 
-def by_method(sweep: Sweep, prompt: str, seed: int) -> dict[str, PlannedRun]:
-    return {run.tags[0]: run for run in sweep.runs if run.prompt == prompt and run.seed == seed}
-
-
-def two_sides(sweep: Sweep, run: PlannedRun) -> Tensor:
-    """Render each particle of a run from a side and from the back: (2 P, 3, H, W)."""
-    saved = open_run(sweep.run_dir(run))
-    ones, (distance, fov_deg) = torch.ones(2), middle_of(saved.config.camera)
-    return torch.cat(capture(saved, look_at_origin(torch.tensor([50.0, 200.0]), 15 * ones, distance * ones, fov_deg * ones)))
-
-
-def draw_objects(sweep: Sweep, prompts: Iterable[str], methods: Iterable[str], file: Path) -> None:
-    """Draw a row a prompt: the prior's own samples, then the particles of each method."""
-    prior, rows = StableDiffusionPrior.load("embedded"), {}
-    for prompt in prompts:
-        samples = sample_images(prior, [f"{prompt}, {words}" for words in ("side view", "back view")], 50, 7.5, (0, 1))
-        runs = by_method(sweep, prompt, sweep.runs[0].seed)
-        rows[prompt] = torch.cat([samples, *(two_sides(sweep, runs[method]) for method in methods)])
-    write_grid(rows, [("prior", 2), *((method, 4) for method in methods)], file)
-
-
-def draw_options(sweep: Sweep, file: Path) -> None:
-    """Draw a row an option, with the particles of all prompts."""
-    rows: dict[str, list[Tensor]] = {}
-    for prompt in HARD_PROMPTS:
-        for name, run in by_method(sweep, prompt, sweep.runs[0].seed).items():
-            rows.setdefault(name, []).append(two_sides(sweep, run))
-    write_grid({name: torch.cat(pictures) for name, pictures in rows.items()}, [(prompt, 4) for prompt in HARD_PROMPTS], file)
-
-
-def draw_flat(sweeps: list[Sweep], prompts: Sequence[str], file: Path) -> None:
-    """Draw a row a method, in the order of the manifest: its particles with the first seed, those of all prompts beside one another."""
-    rows: dict[str, list[Tensor]] = {}
-    cameras = look_at_origin(*(torch.tensor([value]) for value in (0.0, 15.0, 3.0, 40.0)))
-    for sweep, prompt in itertools.product(sweeps, prompts):
-        for name, run in by_method(sweep, prompt, sweep.runs[0].seed).items():
-            rows.setdefault(name, []).extend(capture(open_run(sweep.run_dir(run)), cameras))
-    whole = {name: torch.cat(pictures) for name, pictures in rows.items()}
-    each = len(next(iter(whole.values()))) // len(prompts)
-    write_grid(whole, [(prompt, each) for prompt in prompts], file)
-
-
 def write_report(scale: Scale, results: dict[str, Any]) -> None:
     """Write the JSON record and the tables."""
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -364,12 +328,14 @@ def write_report(scale: Scale, results: dict[str, Any]) -> None:
         if part in results:
             lines += [f"## {part}", "", *table_of(part, results[part]), ""]
             picture = f"{scale.name}.png" if part == "objects" else f"{scale.name}_{part}.png"
-            lines += [f"![{part}]({picture})", "", f"At commit {results[part]['commit']}; {results[part]['machine']}.", ""]
+            if part != "equal_time":
+                lines += [f"![{part}]({picture})", ""]
+            lines += [f"At commit {results[part]['commit']}; {results[part]['machine']}.", ""]
     (DOCS / f"{scale.name}.md").write_text("\n".join(lines))
     print("\n".join(lines))
 
 
-PARTS = {"objects": run_objects, "options": run_options, "variety": run_variety, "settings": run_settings, "pictures": run_pictures}
+PARTS = dict(zip(COLUMNS, (run_objects, run_equal_time, run_options, run_variety, run_settings, run_pictures), strict=True))
 
 
 def main() -> None:
