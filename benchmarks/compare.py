@@ -107,8 +107,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guidance 1": {"guidance_scale": 1.0},
     "guidance 3": {"guidance_scale": 3.0},
     "start: std 0.1": {"latent.initial_std": 0.1},
-    "theta: learning rate / 3": {"latent.lr": 1e-2},
+    "theta: learning rate x 3": {"latent.lr": 3e-2},
     "t: smooth annealing": {"timesteps.annealing": "smooth"},
+    "t: never annealed": {"timesteps.annealing": "none"},
+    "t: 0.2 at least": {"timesteps.min_fraction": 0.2},
 }
 PICTURES = ("image", "latent", "siren")  # presets, run as they are but for the number of particles
 PICTURE_PROMPTS = ("a green duck", "a red car")
