@@ -101,6 +101,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "as the preset": {},
     "phi: 4 steps an update": {"score.steps_per_update": 4},
     "phi: learning rate x 5": {"score.lr": 5e-3},
+    "turns of 4 particles, 4 x updates": {"particles.theta_batch": 4, "particles.phi_batch": 4, "num_updates": 2400},
     "phi: rank 32": {"score.rank": 32},
     "phi: loss on v": {"score.loss": "v"},
     "phi: one pass for both": {"score.reuse_pass": True},

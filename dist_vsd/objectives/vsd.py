@@ -29,7 +29,8 @@ def eps_of_particles(score: Score, x_t: Tensor, t: Tensor, y: Text, pose: Tensor
     """Return eps_phi(x_t; c, y), or its mixture with eps_phi(x_t; y), which sees no camera (entropic score distillation).
 
     (1 - lambda) eps_phi(x_t; c, y) + lambda eps_phi(x_t; y): guidance on phi's camera with a scale of 1 - lambda (Wang et al. 2024,
-    arXiv 2401.00909). It adds the entropy of the renders over all cameras to the objective, so that views differ.
+    arXiv 2401.00909; their code is threestudio with a guidance_scale_lora of 0.5, which is that scale). It adds the entropy of the
+    renders over all cameras to the objective, so that views differ.
 
     Args:
         score: eps_phi.
