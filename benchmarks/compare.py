@@ -4,16 +4,8 @@
     make compare-quick                            3 prompts, 1 seed, without the parts `options` and `settings`
     python benchmarks/compare.py --parts variety  one part
 
-Six parts, each a sweep of its own (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each:
-
-objects    3D, twelve prompts x seeds, two particles, at equal updates
-equal_time the slower objectives again, with as many updates as SDS's time allows
-options    3D by VSD, the four hardest prompts, with one of its options changed in each run
-variety    2D latents, 16 particles of a prompt without a colour word: which of the free colours and views do they use?
-settings   the same by VSD, with one of its settings changed in each run
-pictures   2D by VSD as pixels, latents and coordinate networks: do all of them show the prompt?
-
-Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it (compare_report.py, compare_pictures.py).
+Its parts, described in compare_report.py, are sweeps (`dist-vsd sweep`) under runs/compare, two runs at a time with a thread each.
+Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it (compare_pictures.py).
 """
 
 from __future__ import annotations
@@ -29,14 +21,14 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 from compare_pictures import draw_flat, draw_objects, draw_options
-from compare_report import COLUMNS, summary, table_of
+from compare_report import COLUMNS, report_of, summary
 
 from dist_vsd.commands.process import keep_freed_memory
 from dist_vsd.config import RunConfig
@@ -292,22 +284,23 @@ def common_settings(num_updates: int) -> dict[str, Any]:
     return quiet | {"num_updates": num_updates, "checkpoint_every": max(1, num_updates // 2), "keep_checkpoints": 1}
 
 
+def run_latents(part: str, seeds: Sequence[int], methods: dict[str, dict[str, Any]], scale: Scale, jobs: int) -> dict[str, Any]:
+    """Run a part on latents of the free prompt."""
+    common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
+    sweep = run_sweep(RUNS / scale.name / part, "latent", [FREE_PROMPT], seeds, methods, common, jobs)
+    records = evaluate(sweep, scale.num_samples, jobs)
+    draw_flat([sweep], [FREE_PROMPT], DOCS / f"{scale.name}_{part}.png")
+    return {"records": records, "table": summary(records)}
+
+
 def run_variety(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `variety`."""
-    common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
-    sweep = run_sweep(RUNS / scale.name / "variety", "latent", [FREE_PROMPT], scale.seeds, VARIETY, common, jobs)
-    records = evaluate(sweep, scale.num_samples, jobs)
-    draw_flat([sweep], [FREE_PROMPT], DOCS / f"{scale.name}_variety.png")
-    return {"records": records, "table": summary(records)}
+    return run_latents("variety", scale.seeds, VARIETY, scale, jobs)
 
 
 def run_settings(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `settings`."""
-    common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
-    sweep = run_sweep(RUNS / scale.name / "settings", "latent", [FREE_PROMPT], scale.seeds[:1], SETTINGS, common, jobs)
-    records = evaluate(sweep, scale.num_samples, jobs)
-    draw_flat([sweep], [FREE_PROMPT], DOCS / f"{scale.name}_settings.png")
-    return {"records": records, "table": summary(records)}
+    return run_latents("settings", scale.seeds[:1], SETTINGS, scale, jobs)
 
 
 def run_pictures(scale: Scale, jobs: int) -> dict[str, Any]:
@@ -320,22 +313,6 @@ def run_pictures(scale: Scale, jobs: int) -> dict[str, Any]:
         records += evaluate(sweeps[-1], 0, jobs)
     draw_flat(sweeps, PICTURE_PROMPTS, DOCS / f"{scale.name}_pictures.png")
     return {"records": records, "table": summary(records)}
-
-
-def write_report(scale: Scale, results: dict[str, Any]) -> None:
-    """Write the JSON record and the tables."""
-    RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / f"{scale.name}.json").write_text(json.dumps(results, indent=1) + "\n")
-    lines = ["# The lineage compared", "", "By `python benchmarks/compare.py`; mean ± standard deviation over prompts and seeds.", ""]
-    for part in PARTS:
-        if part in results:
-            lines += [f"## {part}", "", *table_of(part, results[part]), ""]
-            picture = f"{scale.name}.png" if part == "objects" else f"{scale.name}_{part}.png"
-            if part != "equal_time":
-                lines += [f"![{part}]({picture})", ""]
-            lines += [f"At commit {results[part]['commit']}; {results[part]['machine']}.", ""]
-    (DOCS / f"{scale.name}.md").write_text("\n".join(lines))
-    print("\n".join(lines))
 
 
 PARTS = dict(zip(COLUMNS, (run_objects, run_equal_time, run_options, run_variety, run_settings, run_pictures), strict=True))
@@ -358,7 +335,11 @@ def main() -> None:
     for part in arguments.parts or scale.parts:
         where = {"commit": commit_of_package(), "machine": describe_machine(Places.of_this_machine(0))}
         results[part] = where | PARTS[part](scale, arguments.jobs)
-        write_report(scale, results)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(results, indent=1) + "\n")
+        report = report_of(scale.name, results)
+        (DOCS / f"{scale.name}.md").write_text(report)
+        print(report, flush=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,15 @@ IN_2D = {
     "diversity": "particles/diversity", "prior: colour": "samples/color_bits", "prior: view": "samples/view_bits",
     "prior: diversity": "samples/diversity", "FID": "samples/fid_clip",
 }  # fmt: skip
-# The figures of each part, in its order.
+PARTS = {
+    "objects": "3D: twelve prompts, two seeds, two particles, at equal updates.",
+    "equal_time": "The slower methods again, with as many updates as the time of `sds 7.5` allows.",
+    "options": "3D by VSD: the four hardest prompts, one seed, with one option changed in each row.",
+    "variety": "2D latents: 16 particles of `a duck`, which leaves colour and view open. Bits: the entropy of those recognised.",
+    "settings": "The same by VSD, one seed, with one setting changed in each row.",
+    "pictures": "2D by VSD as pixels, latents and coordinate networks, two prompts with four particles each.",
+}
+# The figures of each part.
 COLUMNS = {
     "objects": IN_3D,
     "equal_time": IN_3D,
@@ -38,6 +46,17 @@ def summary(records: list[dict[str, Any]]) -> dict[str, dict[str, list[float]]]:
             spread = statistics.stdev(values) if len(values) > 1 else 0.0
             table[method][name] = [statistics.mean(values), spread, len(values)]
     return table
+
+
+def report_of(name: str, results: dict[str, Any]) -> str:
+    """Return the page with the tables of all parts that were run, for the pictures of a comparison of this name."""
+    lines = ["# The lineage compared", "", "By `python benchmarks/compare.py`; mean ± standard deviation over prompts and seeds.", ""]
+    for part in (part for part in PARTS if part in results):
+        lines += [f"## {part}", "", PARTS[part], "", *table_of(part, results[part]), ""]
+        if part != "equal_time":
+            lines += [f"![{part}]({name}{'' if part == 'objects' else f'_{part}'}.png)", ""]
+        lines += [f"At commit {results[part]['commit']}; {results[part]['machine']}.", ""]
+    return "\n".join(lines)
 
 
 def table_of(part: str, result: dict[str, Any]) -> list[str]:
