@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 
 import torch
-import trimesh
 from torch import Tensor
 
 from dist_vsd.cameras import Cameras, look_at_origin, turntable, view_words
@@ -56,6 +55,8 @@ def sphere(camera: CameraConfig, subdivisions: int) -> Sphere:
         camera: of the run.
         subdivisions: of the icosahedron: 0 has 12 viewpoints, 1 has 42, 2 (T3Bench's) 162.
     """
+    import trimesh  # half a second, which every run that looks at its particles would pay
+
     mesh = trimesh.creation.icosphere(subdivisions=subdivisions)
     points = torch.tensor(mesh.vertices, dtype=torch.float32)
     azimuth, elevation = torch.rad2deg(torch.atan2(points[:, 1], points[:, 0])), torch.rad2deg(points[:, 2].clamp(-1, 1).asin())
