@@ -181,6 +181,22 @@ def test_a_files_digest_is_kept_unless_it_changed_a_moment_ago(tmp_path, cache, 
     assert file_digest(file) != one
 
 
+def test_what_was_not_asked_for_the_longest_goes_when_the_cache_is_full(cache, monkeypatch):
+    row = {"tokens": torch.zeros(4, 64)}
+    keys = [f"00{number:02d}" for number in range(5)]
+    for age, key in enumerate(keys[:4]):
+        embedding_cache.write_entry(key, row)
+        os.utime(cache / "embeddings" / "00" / f"{key}.safetensors", (age, age))
+    size = entries(cache)[0].stat().st_size
+    assert embedding_cache.read_entry(keys[0]) is not None  # and so it is the last one to have been asked for
+    monkeypatch.setattr(embedding_cache, "MOST_BYTES", 3 * size * embedding_cache.NUM_FOLDERS)
+    embedding_cache.write_entry(keys[4], row)
+    assert [embedding_cache.read_entry(key) is not None for key in keys] == [True, False, False, True, True]
+    monkeypatch.setattr(embedding_cache, "MOST_BYTES", 0)
+    embedding_cache.write_entry(keys[1], row)
+    assert [file.stem for file in entries(cache)] == [keys[1]]  # what was written last stays in any case
+
+
 def test_the_folder_is_below_home_unless_it_is_named(monkeypatch, tmp_path):
     monkeypatch.delenv("DIST_VSD_CACHE", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))

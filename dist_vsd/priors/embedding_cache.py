@@ -1,7 +1,8 @@
 """Embeddings of texts on disk, keyed by content: a text is embedded once, whatever run asks for it, wherever its encoder lies.
 
 The folder is that of the environment variable DIST_VSD_CACHE, else ~/.cache/dist_vsd. It may be removed at any time; where it
-can't be written, nothing is kept.
+can't be written, nothing is kept. It holds up to MOST_BYTES, and what was not asked for the longest goes first: ten thousand prompts with
+their views, for Stable Diffusion, would be 15 GiB in a home that may have a quota.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from dist_vsd.serialization import read_tensors, write_tensors
 
 # A file that changed this short a time ago may change again within one tick of the file system's clock, its time staying the same.
 RACY_SECONDS = 2.0
+MOST_BYTES = 2 * 2**30
+NUM_FOLDERS = 256  # that entries are dealt to, evenly, by the first two digits of their keys; each is bounded by itself
 
 
 def cache_folder() -> Path | None:
@@ -66,6 +69,8 @@ def read_entry(key: str) -> dict[str, Tensor] | None:
         tensors = read_tensors(file)
     except ValueError:
         return None
+    with contextlib.suppress(OSError):
+        os.utime(file)
     checksum = tensors.pop("checksum", None)
     return tensors if checksum is not None and torch.equal(checksum, _checksum(key, tensors)) else None
 
@@ -75,6 +80,18 @@ def write_entry(key: str, tensors: dict[str, Tensor]) -> None:
     file = _entry_file(key)
     if file is not None:
         _put(file, lambda path: write_tensors(tensors | {"checksum": _checksum(key, tensors)}, path))
+        _bound(file.parent)
+
+
+def _bound(folder: Path) -> None:
+    """Remove what was not asked for the longest from one of the folders, until it is within its share of MOST_BYTES."""
+    with contextlib.suppress(OSError):  # another process may do the same
+        found = sorted(((file.stat(), file) for file in folder.glob("*.safetensors")), key=lambda item: -item[0].st_mtime_ns)
+        total = 0
+        for number, (status, file) in enumerate(found):
+            total += status.st_size
+            if number and total > MOST_BYTES // NUM_FOLDERS:
+                file.unlink()
 
 
 def _entry_file(key: str) -> Path | None:
