@@ -203,19 +203,23 @@ def instruments_of(num_samples: int) -> Instruments:
     return Instruments(metrics=metrics, scorer=ClipScorer.load(), in_embedded_language=True, samples=samples)
 
 
-def relative_seconds(prompt: str, common: dict[str, Any], num_rounds: int) -> dict[str, float]:
+def relative_seconds(
+    methods: dict[str, dict[str, Any]], baseline: str, prompt: str, common: dict[str, Any], num_rounds: int
+) -> dict[str, float]:
     """Return the time of an update of each method over the baseline's, on one thread.
 
     The methods take turns, so that whatever else the machine does meets all of them: the median over rounds of the ratio in a round.
 
     Args:
+        methods: settings by name.
+        baseline: one of them.
         prompt: of all.
         common: settings of all.
         num_rounds: of a turn for each.
     """
     torch.set_num_threads(1)
     keep_freed_memory()  # as `train` does
-    states = {name: build_state(*alone(prompt, common | settings), torch.device("cpu")) for name, settings in OBJECTS.items()}
+    states = {name: build_state(*alone(prompt, common | settings), torch.device("cpu")) for name, settings in methods.items()}
     rounds: list[dict[str, float]] = []
     for index in range(num_rounds + 1):
         rounds.append({})
@@ -225,7 +229,18 @@ def relative_seconds(prompt: str, common: dict[str, Any], num_rounds: int) -> di
                 update(state, TIMED_UPDATES * index + i)
             rounds[-1][name] = time.perf_counter() - begin
     # The first round warms up.
-    return {name: statistics.median(turn[name] / turn[BASELINE] for turn in rounds[1:]) for name in OBJECTS}
+    return {name: statistics.median(turn[name] / turn[baseline] for turn in rounds[1:]) for name in methods}
+
+
+def kept_seconds(folder: Path, methods: dict[str, dict[str, Any]], baseline: str, scale: Scale) -> dict[str, float]:
+    """Return ``relative_seconds`` of a part, measured in a process of its own, or what was measured before: budgets follow from it."""
+    file = folder / "relative_seconds.json"
+    if not file.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+            asked = (methods, baseline, scale.prompts[0], objects_settings(scale), scale.num_rounds)
+            file.write_text(json.dumps(pool.submit(relative_seconds, *asked).result()))
+    return json.loads(file.read_text())
 
 
 def alone(prompt: str, settings: dict[str, Any]) -> tuple[RunConfig, Layout]:
@@ -246,12 +261,7 @@ def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
 def run_equal_time(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `equal_time`."""
     folder, common = RUNS / scale.name / "equal_time", objects_settings(scale)
-    times_file = folder / "relative_seconds.json"  # kept: a resumed comparison goes on with the same budgets
-    if not times_file.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            times_file.write_text(json.dumps(pool.submit(relative_seconds, scale.prompts[0], common, scale.num_rounds).result()))
-    times = json.loads(times_file.read_text())
+    times = kept_seconds(folder, OBJECTS, BASELINE, scale)
     updates = {name: max(2, round(scale.num_updates / ratio)) for name, ratio in times.items() if ratio > SLOWER}
     methods = {name: OBJECTS[name] | {"num_updates": number} for name, number in updates.items()}
     if not methods:
@@ -266,11 +276,12 @@ def objects_settings(scale: Scale) -> dict[str, Any]:
 
 def run_options(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `options`."""
-    common, folder = objects_settings(scale), RUNS / scale.name / "options"
-    sweep = run_sweep(folder, "embedded", HARD_PROMPTS, scale.seeds[:1], OPTIONS, common, jobs)
+    folder = RUNS / scale.name / "options"
+    times = kept_seconds(folder, OPTIONS, next(iter(OPTIONS)), scale)
+    sweep = run_sweep(folder, "embedded", HARD_PROMPTS, scale.seeds[:1], OPTIONS, objects_settings(scale), jobs)
     records = evaluate(sweep, 0, jobs)
     draw_options(sweep, HARD_PROMPTS, DOCS / f"{scale.name}_options.png")
-    return {"records": records, "table": summary(records)}
+    return {"records": records, "table": summary(records), "relative_seconds": times}
 
 
 def common_settings(num_updates: int) -> dict[str, Any]:
