@@ -167,7 +167,7 @@ def two_ranks(flags_of_rank, driver=""):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    code = f"import os, sys\nrank = os.environ['RANK']\n{driver}\nfrom dist_vsd.cli import main\nsys.exit(main(sys.argv[1:]))"
+    code = f"import os, sys\nrank = os.environ['RANK']\n{driver}\nfrom dist_vsd.cli import run_process\nrun_process()"
     ranks = []
     for rank, flags in enumerate(flags_of_rank):
         own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
@@ -205,8 +205,8 @@ os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_ST
 from dist_vsd.commands.process import start_process
 process = start_process()
 settings = process.accelerator.deepspeed_plugin.deepspeed_config
-print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"])
-sys.exit(0)
+print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"], flush=True)
+os._exit(0)
 """
 
 
