@@ -98,6 +98,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "theta: learning rate x 3": {"latent.lr": 3e-2},
     "t: smooth annealing": {"timesteps.annealing": "smooth"},
     "t: never annealed": {"timesteps.annealing": "none"},
+    "t: never annealed, phi: 4 steps": {"timesteps.annealing": "none", "score.steps_per_update": 4},
     "t: 0.2 at least": {"timesteps.min_fraction": 0.2},
 }
 PICTURES = ("image", "latent", "siren")  # presets, run as they are but for the number of particles
