@@ -96,6 +96,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "guidance 1": {"guidance_scale": 1.0},
     "guidance 3": {"guidance_scale": 3.0},
     "theta: learning rate x 3": {"latent.lr": 3e-2},
+    "theta: starts from 0.1 of the noise": {"latent.initial_std": 0.1},
     "t: smooth annealing": {"timesteps.annealing": "smooth"},
     "t: never annealed": {"timesteps.annealing": "none"},
     "t: never annealed, phi: 4 steps": {"timesteps.annealing": "none", "score.steps_per_update": 4},
