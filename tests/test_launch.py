@@ -205,7 +205,8 @@ os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_ST
 from dist_vsd.commands.process import start_process
 process = start_process()
 settings = process.accelerator.deepspeed_plugin.deepspeed_config
-print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"], flush=True)
+print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"])
+sys.stdout.flush()
 os._exit(0)
 """
 
