@@ -30,19 +30,19 @@ import torch
 from compare_pictures import draw_flat, draw_objects, draw_options
 from compare_report import COLUMNS, report_of, summary
 
-from dist_vsd.commands.process import keep_freed_memory
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.distributed.process import keep_freed_memory
 from dist_vsd.evaluation.evaluation import evaluate_run
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
 from dist_vsd.evaluation.prior_samples import PriorSamples
 from dist_vsd.evaluation.results_file import FILE, record_of, write_record
 from dist_vsd.priors.clip import ClipScorer
+from dist_vsd.runs.saved_run import open_run
 from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
 from dist_vsd.sweep.manifest import Sweep, nest, read_sweep
-from dist_vsd.training.saved_run import open_run
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
 

@@ -15,8 +15,8 @@ from dist_vsd.evaluation.views import capture, middle_of
 from dist_vsd.image_files import tile, to_bytes
 from dist_vsd.priors.sampling import sample_images
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.runs.saved_run import open_run
 from dist_vsd.sweep.manifest import PlannedRun, Sweep
-from dist_vsd.training.saved_run import open_run
 
 FONT_SIZE, MARGIN = 13, 6  # pixels
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from dist_vsd.cameras import turntable
 from dist_vsd.export.turntable import render_views
 from dist_vsd.image_files import tile, write_png
-from dist_vsd.training.saved_run import open_run
+from dist_vsd.runs.saved_run import open_run
 
 ROOT = Path(__file__).parent.parent
 

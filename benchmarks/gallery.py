@@ -28,8 +28,8 @@ from dist_vsd.image_files import tile, write_png
 from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.recognition import recognize
-from dist_vsd.training.run_directory import default_run_dir
-from dist_vsd.training.saved_run import SavedRun, open_run
+from dist_vsd.runs.run_directory import default_run_dir
+from dist_vsd.runs.saved_run import SavedRun, open_run
 
 ROOT = Path(__file__).parent.parent
 RUNS, RESULTS, DOCS = ROOT / "runs" / "gallery", ROOT / "benchmarks" / "results" / "gallery.json", ROOT / "docs"

@@ -75,7 +75,7 @@ def rank_is_slow(here):
 
 def killed_inside_a_checkpoint(here):
     """Die by SIGKILL half-way through the second checkpoint, in the first life of the process only."""
-    from dist_vsd.training import checkpoint
+    from dist_vsd.runs import checkpoint
 
     def write(tensors, folder, name, hashes, original=checkpoint._write):
         original(tensors, folder, name, hashes)

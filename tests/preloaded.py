@@ -16,7 +16,7 @@ with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO())
     import deepspeed  # noqa: F401
 
 import dist_vsd.commands.estimate  # noqa: F401
-import dist_vsd.commands.process  # noqa: F401
+import dist_vsd.distributed.process  # noqa: F401
 import dist_vsd.commands.train  # noqa: F401
 import dist_vsd.training.loop  # noqa: F401
 import dist_vsd.training.state  # noqa: F401

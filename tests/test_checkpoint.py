@@ -13,10 +13,10 @@ from dist_vsd.cli import main
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.runs.checkpoint import CheckpointError, newest_valid, particle_tensors, restore, save
+from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.serialization import read_tensors
-from dist_vsd.training.checkpoint import CheckpointError, newest_valid, particle_tensors, restore, save
 from dist_vsd.training.preemption import STOP_SIGNALS
-from dist_vsd.training.run_directory import RunDirectory
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
 from tests.limits import largest_file

@@ -15,7 +15,7 @@ from dist_vsd.evaluation.prior_samples import PriorSamples
 from dist_vsd.evaluation.views import capture, turns
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER, ClipScorer
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER
-from dist_vsd.training.saved_run import open_run
+from dist_vsd.runs.saved_run import open_run
 from tests.runs import TINY
 
 FEW = ["--num-azimuths", "4", "--sphere-subdivisions", "0"]

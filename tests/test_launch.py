@@ -13,7 +13,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from dist_vsd.cli import main
-from dist_vsd.commands.process import _refuse_together, check_launch, check_zero, resolve_precision
+from dist_vsd.distributed.process import _refuse_together, check_launch, check_zero, resolve_precision
 from dist_vsd.errors import RunFailed
 from tests.runs import ROOT, TINY, checkpoint, environment
 
@@ -202,7 +202,7 @@ else:
 
 ZERO_3 = """
 os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_MIXED_PRECISION": "bf16"}
-from dist_vsd.commands.process import start_process
+from dist_vsd.distributed.process import start_process
 process = start_process()
 settings = process.accelerator.deepspeed_plugin.deepspeed_config
 print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"])

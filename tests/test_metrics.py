@@ -3,7 +3,7 @@
 import json
 import math
 
-from dist_vsd.training.metrics import RankZeroReporter
+from dist_vsd.reporting.metrics import RankZeroReporter
 
 
 def lines_of(file):

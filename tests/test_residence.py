@@ -7,7 +7,7 @@ import torch
 
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.training.checkpoint import newest_valid, particle_tensors, restore, save
+from dist_vsd.runs.checkpoint import newest_valid, particle_tensors, restore, save
 from dist_vsd.training.residence import Offloaded
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update

@@ -9,8 +9,8 @@ import pytest
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge, read_yaml
 from dist_vsd.particles.radiance_field import RadianceFieldConfig
+from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
 from dist_vsd.score.score_config import ScoreConfig
-from dist_vsd.training.run_directory import RunDirectory, default_run_dir
 from tests.runs import environment
 
 CONFIG = RunConfig(prompt="a green duck")
@@ -18,7 +18,7 @@ HOLDER = """
 import sys
 from pathlib import Path
 from dist_vsd.config import RunConfig
-from dist_vsd.training.run_directory import RunDirectory
+from dist_vsd.runs.run_directory import RunDirectory
 directory = RunDirectory(Path(sys.argv[1]))
 directory.claim(RunConfig(prompt="a green duck"))
 print("claimed", flush=True)

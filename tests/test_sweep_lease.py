@@ -8,14 +8,14 @@ import time
 
 import pytest
 
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
 from tests.runs import environment
 
 # Takes the lease "run" of a folder, says so or not, and holds it until it is told to let go or loses it.
 CONTENDER = """
 import sys, time
 from pathlib import Path
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
 leases.BEAT_SECONDS, leases.DEAD_AFTER_SECONDS = float(sys.argv[2]), float(sys.argv[3])
 while time.time() < float(sys.argv[4]):
     pass

@@ -12,7 +12,7 @@ import pytest
 from dist_vsd.cli import main
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge, read_yaml
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
 from dist_vsd.sweep.child_process import StopSignals
 from dist_vsd.sweep.execute import _take
 from dist_vsd.sweep.launch import launch_command, write_run_config
@@ -55,7 +55,7 @@ def _nothing_runs_on():
 def start(*words, beats=None):
     """Start `dist-vsd sweep ...`; ``beats`` are seconds between two beats of leases, and after which they are dead."""
     constants = "" if beats is None else f"leases.BEAT_SECONDS, leases.DEAD_AFTER_SECONDS = {beats[0]}, {beats[1]}; "
-    code = f"import sys; from dist_vsd.sweep import lease as leases; {constants}from dist_vsd.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = f"import sys; from dist_vsd.runs import lease as leases; {constants}from dist_vsd.cli import main; sys.exit(main(sys.argv[1:]))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment() | {"PYTHONUNBUFFERED": "1"}}
     STARTED.append(subprocess.Popen([sys.executable, "-c", code, "sweep", *map(str, words)], **pipes))
     return STARTED[-1]

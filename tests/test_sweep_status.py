@@ -8,12 +8,12 @@ import sys
 import pytest
 
 from dist_vsd.cli import main
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
+from dist_vsd.runs.outcome import Outcome, write_outcome
 from dist_vsd.sweep.attempts import Attempt, attempt_file, write_attempt
 from dist_vsd.sweep.manifest import PlannedRun, SweepSettings, write_manifest, write_settings
 from dist_vsd.sweep.state import states_of
 from dist_vsd.sweep.status_table import NUM_ROWS, duration, table, totals, totals_line
-from dist_vsd.training.outcome import Outcome, write_outcome
 from tests.runs import environment
 from tests.synthetic_sweep import plan_seeds, write_ended
 

@@ -16,11 +16,11 @@ from dist_vsd.commands.train import _parse
 from dist_vsd.config import RunConfig, WandbConfig
 from dist_vsd.config_files import FREE_ON_RESUME, to_mapping, to_yaml
 from dist_vsd.image_files import write_png
+from dist_vsd.reporting.metrics import RankZeroReporter
+from dist_vsd.reporting.wandb_follower import has_key, resolve_mode
+from dist_vsd.reporting.wandb_records import HEADER, MAGIC, last_recorded_update, read_messages, read_records, rows_of
+from dist_vsd.reporting.wandb_reporter import WandbReporter, open_reporter, run_id_of
 from dist_vsd.training import wandb_reporter
-from dist_vsd.training.metrics import RankZeroReporter
-from dist_vsd.training.wandb_follower import has_key, resolve_mode
-from dist_vsd.training.wandb_records import HEADER, MAGIC, last_recorded_update, read_messages, read_records, rows_of
-from dist_vsd.training.wandb_reporter import WandbReporter, open_reporter, run_id_of
 from tests.runs import ROOT, TINY, finish, start, train
 
 KEY = "0123456789" * 4
@@ -177,7 +177,7 @@ def no_server():
 
 @pytest.mark.parametrize("server", [no_server, silent_server])
 def test_an_unreachable_server_costs_a_run_nothing_is_told_once_and_the_run_is_recorded_offline(tmp_path, monkeypatch, server):
-    impatient = "import dist_vsd.training.wandb_follower as f; f.INIT_SECONDS = 3.0; f.main()"
+    impatient = "import dist_vsd.reporting.wandb_follower as f; f.INIT_SECONDS = 3.0; f.main()"
     monkeypatch.setattr(wandb_reporter, "FOLLOWER", ("-c", impatient))
     run = tmp_path / "run"
     with server() as port:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 import time
 
-from dist_vsd.commands.process import Process
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import to_yaml
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.distributed.process import Process
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
 

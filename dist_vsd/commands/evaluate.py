@@ -15,7 +15,7 @@ from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
 
 if TYPE_CHECKING:
     from dist_vsd.evaluation.instruments import Instruments
-    from dist_vsd.training.saved_run import SavedRun
+    from dist_vsd.runs.saved_run import SavedRun
 
 FIGURES_A_TABLE = 6
 DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid checkpoints.
@@ -105,7 +105,7 @@ def run(arguments: list[str]) -> int:
 
     from dist_vsd.evaluation.evaluation import evaluate_run
     from dist_vsd.evaluation.results_file import record_of, write_all, write_record
-    from dist_vsd.training.saved_run import open_run
+    from dist_vsd.runs.saved_run import open_run
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checked = [open_run(folder, (0,)) for folder in folders]  # the particles themselves are read one run at a time

@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
 
     from dist_vsd.export.ply import write_ply
     from dist_vsd.particles.radiance_field import RadianceField
-    from dist_vsd.training.saved_run import open_run
+    from dist_vsd.runs.saved_run import open_run
 
     saved = open_run(Path(parsed.run_dir), parsed.particles)
     for note in saved.notes:

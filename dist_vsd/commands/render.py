@@ -12,7 +12,7 @@ from dist_vsd.commands.arguments import parse, require_writable_folder
 
 if TYPE_CHECKING:
     from dist_vsd.cameras import Cameras
-    from dist_vsd.training.saved_run import SavedRun
+    from dist_vsd.runs.saved_run import SavedRun
 
 KINDS = ("turntable", "grid", "views")
 DESCRIPTION = """Render the particles of a run from any cameras.
@@ -76,7 +76,7 @@ def run(arguments: list[str]) -> int:
 
     from dist_vsd.export.turntable import render_views, write_grid, write_turntable
     from dist_vsd.image_files import write_png
-    from dist_vsd.training.saved_run import open_run
+    from dist_vsd.runs.saved_run import open_run
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     saved = open_run(Path(parsed.run_dir), parsed.particles, device)

@@ -17,14 +17,14 @@ from dist_vsd.config import RunConfig
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml, to_mapping
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.prompts import check_prompts
-from dist_vsd.training.run_directory import RunDirectory, default_run_dir
-from dist_vsd.training.wandb_reporter import RUN_ID
+from dist_vsd.reporting.wandb_reporter import RUN_ID
+from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
 
 if TYPE_CHECKING:
-    from dist_vsd.commands.process import Process
     from dist_vsd.distributed.collectives import Collectives
-    from dist_vsd.training.metrics import Reporter
+    from dist_vsd.distributed.process import Process
     from dist_vsd.training.preemption import StopRequest
+    from dist_vsd.training.reporter import Reporter
     from dist_vsd.training.state import TrainingState
 
 # What wandb shows of the particles at the end; `dist-vsd export` makes meshes of all, as fine as one likes.
@@ -63,7 +63,7 @@ def run(arguments: list[str]) -> int:
         refusal = str(error)  # of this rank; all ranks must hear of it
 
     # The heavy imports wait until the words on the command line are known to be right.
-    from dist_vsd.commands.process import leave_process_group, start_process
+    from dist_vsd.distributed.process import leave_process_group, start_process
 
     try:
         process = start_process(config.precision if parsed else "", refusal=refusal)
@@ -76,9 +76,9 @@ def run(arguments: list[str]) -> int:
 def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, process: Process) -> int:
     """Lay the particles over the ranks and optimise them (collective); see cli.main for the exit codes."""
     from dist_vsd.commands.estimate import print_estimate
-    from dist_vsd.commands.process import check_same_start
     from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
     from dist_vsd.distributed.layout import Layout
+    from dist_vsd.distributed.process import check_same_start
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.state import build_state
 
@@ -116,8 +116,8 @@ def optimize(state: TrainingState, directory: RunDirectory, stop: StopRequest) -
     """Run the loop, with its reporter, and export the particles when it is through (collective); False if it was stopped."""
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.evaluation.look import Look
+    from dist_vsd.reporting.wandb_reporter import open_reporter
     from dist_vsd.training.loop import restore_newest, train
-    from dist_vsd.training.wandb_reporter import open_reporter
 
     config, collectives = state.config, state.collectives
     with naming_lost_ranks("while it ran"):

@@ -22,7 +22,7 @@ from dist_vsd.evaluation.sphere_quality import sphere_quality
 from dist_vsd.evaluation.views import capture, sphere, turns, words_of
 from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.priors.embedded.captions import all_pairs
-from dist_vsd.training.saved_run import SavedRun
+from dist_vsd.runs.saved_run import SavedRun
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
 from dist_vsd.evaluation.prior_samples import PriorSamples
 from dist_vsd.evaluation.question import read_caption
 from dist_vsd.priors.clip import ClipScorer
-from dist_vsd.training.saved_run import SavedRun
+from dist_vsd.runs.saved_run import SavedRun
 
 NEED_CLIP = ("clip", "r_precision", "entropy", "diversity", "multi_face", "recognition", "t3bench", "samples")
 NEED_TWO_PARTICLES = ("diversity", "dino", "lpips")

@@ -10,7 +10,7 @@ from typing import Any
 
 from dist_vsd.evaluation.evaluation import Evaluation
 from dist_vsd.evaluation.metric_names import METRICS
-from dist_vsd.training.saved_run import SavedRun
+from dist_vsd.runs.saved_run import SavedRun
 
 FILE = "evaluation.json"
 COLUMNS = ("run_dir", "prompt", "objective", "representation", "seed", "update", "num_particles")

@@ -10,7 +10,7 @@ from torch import Tensor
 from dist_vsd.cameras import Cameras, look_at_origin, turntable, view_words
 from dist_vsd.config import CameraConfig
 from dist_vsd.export.turntable import render_views
-from dist_vsd.training.saved_run import SavedRun
+from dist_vsd.runs.saved_run import SavedRun
 
 # Vertical fields of view of T3Bench's five cameras (its render/meshrender.py), as shares of the middle one.
 FOCAL_FACTORS = (60 / 36, 45 / 36, 1.0, 30 / 36, 24 / 36)

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from dist_vsd.runs.outcome import OUTCOME_FILE, read_outcome
 from dist_vsd.sweep.manifest import PlannedRun, Sweep
-from dist_vsd.training.outcome import OUTCOME_FILE, read_outcome
 
 DONE, STOPPED = 0, 75
 

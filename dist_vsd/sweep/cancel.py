@@ -10,7 +10,7 @@ import signal
 import socket
 
 from dist_vsd.errors import RunFailed
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
 from dist_vsd.sweep import slurm
 from dist_vsd.sweep.manifest import Sweep
 from dist_vsd.sweep.submissions import SLURM, Submission, read_submissions, write_submission

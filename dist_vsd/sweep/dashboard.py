@@ -11,7 +11,7 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 from dist_vsd.errors import RunFailed
-from dist_vsd.training.wandb_follower import has_key
+from dist_vsd.reporting.wandb_follower import has_key
 from dist_vsd.training.window import BAND_NAMES
 
 if TYPE_CHECKING:

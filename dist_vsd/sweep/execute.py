@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 from dist_vsd.errors import RunFailed
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
+from dist_vsd.runs.outcome import LOCK_FILE, OUTCOME_FILE, read_outcome
 from dist_vsd.sweep.attempts import DONE, STOPPED, Attempt, attempt_file, last_word, write_attempt
 from dist_vsd.sweep.child_process import PassedOn, StopSignals, ranks_of, start
 from dist_vsd.sweep.launch import launch_command, write_run_config
 from dist_vsd.sweep.manifest import PlannedRun, Sweep
 from dist_vsd.sweep.submissions import SLURM, Submission, read_submission
-from dist_vsd.training.outcome import LOCK_FILE, OUTCOME_FILE, read_outcome
 
 POLL_SECONDS = 0.2
 FREE_WITHIN_SECONDS = 60.0  # for ranks of an earlier owner that are still saving

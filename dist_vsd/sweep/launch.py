@@ -7,8 +7,8 @@ from pathlib import Path
 
 import yaml
 
+from dist_vsd.runs.outcome import CONFIG_FILE
 from dist_vsd.sweep.manifest import PlannedRun, Sweep, nest
-from dist_vsd.training.outcome import CONFIG_FILE
 
 DIST_VSD = [sys.executable, "-m", "dist_vsd"]
 LAUNCHER = [sys.executable, "-m", "accelerate.commands.launch"]

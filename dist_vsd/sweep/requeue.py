@@ -7,7 +7,7 @@ import os
 import subprocess
 from pathlib import Path
 
-from dist_vsd.training.outcome import REQUEUES_FILE, newest_update, read_outcome, slurm_attempt
+from dist_vsd.runs.outcome import REQUEUES_FILE, newest_update, read_outcome, slurm_attempt
 
 STOPPED = 75
 STARTS_WITHOUT_PROGRESS = 3

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import yaml
 
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
+from dist_vsd.runs.outcome import CONFIG_FILE, newest_update
 from dist_vsd.sweep.attempts import DONE as DONE_CODE
 from dist_vsd.sweep.attempts import STOPPED as STOPPED_CODE
 from dist_vsd.sweep.attempts import last_word
 from dist_vsd.sweep.manifest import PlannedRun, Sweep
-from dist_vsd.training.outcome import CONFIG_FILE, newest_update
 
 WAITING, RUNNING, STOPPED, DONE, FAILED = STATES = ("waiting", "running", "stopped", "done", "failed")
 METRICS_FILE = "metrics.jsonl"

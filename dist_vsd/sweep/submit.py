@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Collection
 
-from dist_vsd.sweep import lease as leases
+from dist_vsd.runs import lease as leases
 from dist_vsd.sweep import slurm
 from dist_vsd.sweep.attempts import attempt_file
 from dist_vsd.sweep.local import run_submission

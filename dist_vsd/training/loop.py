@@ -9,11 +9,11 @@ from collections.abc import Callable
 
 import torch
 
-from dist_vsd.training import checkpoint
-from dist_vsd.training.metrics import Reporter
+from dist_vsd.runs import checkpoint
+from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.training.preemption import StopRequest
 from dist_vsd.training.report import Report
-from dist_vsd.training.run_directory import RunDirectory
+from dist_vsd.training.reporter import Reporter
 from dist_vsd.training.state import TrainingState, phi_tensors
 from dist_vsd.training.update import update
 from dist_vsd.training.window import Window, means_by_band

@@ -14,9 +14,9 @@ from dist_vsd.config_files import merge
 from dist_vsd.particles.particle import Particle
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.serialization import read_tensors
-from dist_vsd.training.checkpoint import load_theta, newest_valid
+from dist_vsd.runs.checkpoint import load_theta, newest_valid
 from dist_vsd.training.owned_particle import build_particle
-from dist_vsd.training.run_directory import RunDirectory
+from dist_vsd.runs.run_directory import RunDirectory
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """Records a run with wandb, in a process of its own that follows the run's metrics.jsonl.
 
-    python -m dist_vsd.training.wandb_follower      started by training/wandb_reporter.py, never by hand
+    python -m dist_vsd.reporting.wandb_follower      started by reporting/wandb_reporter.py, never by hand
 
 The run itself never calls wandb, so no error, hang or slow network of wandb's can stop or delay it. This process is told what to
 do by a line of JSON (Recording) on its standard input and the run's exit code by a second one; without the latter the run was
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from dist_vsd.training.wandb_records import last_recorded_update
+from dist_vsd.reporting.wandb_records import last_recorded_update
 
 if TYPE_CHECKING:
     import wandb

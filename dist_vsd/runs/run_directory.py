@@ -14,7 +14,7 @@ from typing import IO, Any
 from dist_vsd.config import RunConfig, flag
 from dist_vsd.config_files import FREE_ON_RESUME, differences, read_yaml, to_mapping, to_yaml
 from dist_vsd.errors import RunFailed
-from dist_vsd.training.outcome import (
+from dist_vsd.runs.outcome import (
     CONFIG_FILE,
     LOCK_FILE,
     OUTCOME_FILE,

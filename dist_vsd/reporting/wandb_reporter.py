@@ -1,4 +1,4 @@
-"""A run on wandb: a reporter that starts the process which follows the run (training/wandb_follower.py), and hears of its troubles."""
+"""A run on wandb: a reporter that starts the process which follows the run (reporting/wandb_follower.py), and hears of its troubles."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from pathlib import Path
 
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import to_mapping
-from dist_vsd.training.metrics import RankZeroReporter, Reporter, SilentReporter
-from dist_vsd.training.wandb_follower import DONE, STOPPED, Recording, has_key, resolve_mode
+from dist_vsd.reporting.metrics import RankZeroReporter, SilentReporter
+from dist_vsd.reporting.wandb_follower import DONE, STOPPED, Recording, has_key, resolve_mode
+from dist_vsd.training.reporter import Reporter
 
-FOLLOWER = ("-m", "dist_vsd.training.wandb_follower")
+FOLLOWER = ("-m", "dist_vsd.reporting.wandb_follower")
 ID_FILE, DEFAULT_PROJECT = "wandb_id", "dist_vsd"
 # The follower's own limits (20 s to begin, 30 s to finish) and a little: what the end of a run can be delayed by.
 CLOSE_SECONDS = 60.0
