@@ -8,12 +8,9 @@ configuration and in this module's arguments named ``*_deg``; radians in code.
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import torch
 from torch import Tensor
-
-VIEW_WORDS = ("front view", "side view", "back view", "overhead view")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,23 +118,3 @@ def cast_rays(cameras: Cameras, height: int, width: int, jitter: Tensor | None =
     directions = directions_camera @ cameras.c2w[:, :3, :3].transpose(1, 2)
     directions = directions / directions.norm(dim=-1, keepdim=True)
     return cameras.c2w[:, None, :3, 3].expand_as(directions), directions
-
-
-def view_words(azimuth_deg: float, elevation_deg: float, overhead_deg: float = 60.0, front_deg: float = 45.0) -> str:
-    """Say in words from where a camera looks (DreamFusion, section 3.2, view-dependent prompting).
-
-    Args:
-        azimuth_deg: degrees, 0 in front.
-        elevation_deg: degrees above the horizon.
-        overhead_deg: the elevation above which a view is overhead, whatever its azimuth.
-        front_deg: half the width of the front sector; the back sector is as wide.
-
-    Returns:
-        One of VIEW_WORDS.
-    """
-    if elevation_deg > overhead_deg:
-        return "overhead view"
-    from_front = abs(math.remainder(azimuth_deg, 360.0))
-    if from_front < front_deg:
-        return "front view"
-    return "back view" if from_front > 180.0 - front_deg else "side view"

@@ -10,25 +10,12 @@ from typing import Any
 
 import tyro
 
-from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.diffusion.timesteps import TimestepConfig
-from dist_vsd.objectives.objective_configs import AncestralConfig, ClipConfig
-from dist_vsd.particles.image import ImageConfig
-from dist_vsd.particles.latent import LatentConfig
-from dist_vsd.particles.radiance_field import RadianceFieldConfig
-from dist_vsd.particles.siren import SirenConfig
+from dist_vsd.objectives.table import OBJECTIVES, ObjectiveRow
+from dist_vsd.particles.representations import REPRESENTATIONS, Representation
 from dist_vsd.score.score_config import ScoreConfig
+from dist_vsd.view_words import VIEW_WORDS
 
-REPRESENTATIONS = ("radiance_field", "image", "latent", "siren")
-FLAT = ("image", "latent", "siren")  # pictures: the same from every camera
-# The lineage, and the representations that each can serve.
-OBJECTIVES = {
-    "vsd": REPRESENTATIONS,
-    "sds": REPRESENTATIONS,
-    "denoising": REPRESENTATIONS,
-    "clip": ("radiance_field", "image", "siren"),  # it compares pictures, and a latent is none
-    "ancestral": ("image", "latent"),  # what is sampled is a picture, which these can hold
-}
 PRECISIONS = ("", "fp32", "bf16", "fp16")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
 LONGEST_WANDB_TAG = 64  # wandb's own limit
@@ -79,6 +66,11 @@ class RegularizationConfig:
     reconstruction: float = 0.0
     """Of ||image - decode(encode(image))||^2, from the first update on: keeps pixels and coordinate networks from pictures that only
     the encoder takes for the prompt."""
+
+    @property
+    def of_renders(self) -> dict[str, float]:
+        """The weights of a render's own regularisers, by their names in Render.regularizers."""
+        return {"opacity": self.opacity, "entropy": self.entropy, "depth_variance": self.depth_variance}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -147,8 +139,8 @@ class WandbConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class RunConfig:
-    """One run: a prompt, its particles and how they are optimised."""
+class _PlainFields:
+    """The fields of RunConfig that are no sections; they come first in its YAML."""
 
     prompt: tyro.conf.Positional[str] = ""
     """What the particles shall show."""
@@ -209,16 +201,20 @@ class RunConfig:
     score: ScoreConfig = ScoreConfig()
     timesteps: TimestepConfig = TimestepConfig()
     camera: CameraConfig = CameraConfig()
-    field: RadianceFieldConfig = RadianceFieldConfig()
-    image: ImageConfig = ImageConfig()
-    latent: LatentConfig = LatentConfig()
-    siren: SirenConfig = SirenConfig()
-    clip: ClipConfig = ClipConfig()
-    ancestral: AncestralConfig = AncestralConfig()
     prompting: PromptingConfig = PromptingConfig()
     regularization: RegularizationConfig = RegularizationConfig()
     particles: ParticlesConfig = ParticlesConfig()
     wandb: WandbConfig = WandbConfig()
+
+
+# A section for each row of the two tables that has settings of its own: field, image, latent, siren; clip, ancestral.
+_SECTIONS = [(row.section, row.config, row.config()) for row in (*REPRESENTATIONS.values(), *OBJECTIVES.values()) if row.config is not None]
+_FieldsOfTables = dataclasses.make_dataclass("_FieldsOfTables", _SECTIONS, bases=(_PlainFields,), frozen=True, kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig(_FieldsOfTables):
+    """One run: a prompt, its particles and how they are optimised."""
 
     def __post_init__(self) -> None:
         counts = ("num_particles", "num_updates", "render_size", "micro_batch_size", "checkpoint_every")
@@ -238,10 +234,10 @@ class RunConfig:
             if value not in choices:
                 listed = ", ".join(filter(None, choices))
                 raise ValueError(f"{name} must be one of {listed}, got {value!r}{nearest(value, choices)}: change {flag(name)}")
-        if self.representation not in OBJECTIVES[self.objective]:
+        if not self.objective_row.serves(self.representation_row):
             raise ValueError(
                 f"objective {self.objective} can't serve representation {self.representation}: use --representation "
-                f"{' or '.join(OBJECTIVES[self.objective])}, or another --objective"
+                f"{' or '.join(self.objective_row.representations)}, or another --objective"
             )
         for name in ("theta_batch", "phi_batch"):
             if not 0 <= getattr(self.particles, name) <= self.num_particles:
@@ -256,9 +252,19 @@ class RunConfig:
             )
 
     @property
+    def representation_row(self) -> Representation:
+        """What is known of the run's kind of particle."""
+        return REPRESENTATIONS[self.representation]
+
+    @property
+    def objective_row(self) -> ObjectiveRow:
+        """What is known of the run's objective."""
+        return OBJECTIVES[self.objective]
+
+    @property
     def is_flat(self) -> bool:
         """Whether the particles are pictures: their prompt has no view words, and phi is told no pose."""
-        return self.representation in FLAT
+        return self.representation_row.is_flat
 
     @property
     def texts(self) -> list[str]:

@@ -1,5 +1,6 @@
 """Runs the command line with one fault put in, on one rank: `python -m tests.faults FAULT RANK train ...`."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -12,41 +13,74 @@ from dist_vsd.cli import run_process
 UPDATE = 5  # at which a fault strikes, counted from 0
 
 
+def at_update(action):
+    """Call ``action(state, index)`` before each update."""
+    from dist_vsd.training import loop as module
+
+    def update(state, index, measure, original=module.update):
+        action(state, index)
+        return original(state, index, measure)
+
+    module.update = update
+
+
 def theta_becomes_nan(here):
     """Poison the parameters of this rank's particles, once."""
-    from dist_vsd.training import update as module
 
-    def push(state, score, shots, index, *rest, original=module.push_particles):
-        if here and index == UPDATE:
-            for particle in state.particles:
-                with torch.no_grad():
-                    next(particle.theta.parameters()).fill_(float("nan"))
-        return original(state, score, shots, index, *rest)
+    def poison(state, index):
+        for particle in state.particles if here and index == UPDATE else []:
+            with torch.no_grad():
+                next(particle.theta.parameters()).fill_(float("nan"))
 
-    module.push_particles = push
+    at_update(poison)
 
 
 def render_is_nan(here):
-    """Spoil the encoded render of one update; theta itself stays finite."""
-    from dist_vsd.training import update as module
+    """Spoil the gradient of one update; theta itself stays finite."""
+    from dist_vsd.objectives import vsd as module
 
-    def score(*rest, original=module.score_gradient):
-        score.calls += 1
-        gradient = original(*rest)
-        return gradient * float("nan") if here and score.calls == UPDATE + 1 else gradient
+    def gradient(*rest, original=module.vsd_gradient):
+        gradient.calls += 1
+        return original(*rest) * (float("nan") if here and gradient.calls == UPDATE + 1 else 1.0)
 
-    score.calls = 0
-    module.score_gradient = score
+    gradient.calls = 0
+    module.vsd_gradient = gradient
 
 
 def phi_loss_is_nan(here):
     """Spoil phi's loss of one update."""
-    from dist_vsd.training import phi_step as module
+    from dist_vsd.training import update as module
 
-    def loss_of(state, batch, weight, count, index, step, original=module.phi_loss_of):
-        return original(state, batch, weight * float("nan") if here and index == UPDATE else weight, count, index, step)
+    def spoilt(state, phi, work, batches, index, *rest, original=module.update_phi):
+        if here and index == UPDATE:
+            batches = [dataclasses.replace(batch, weight=batch.weight * float("nan")) for batch in batches]
+        return original(state, phi, work, batches, index, *rest)
 
-    module.phi_loss_of = loss_of
+    module.update_phi = spoilt
+
+
+def theta_drifts(here):
+    """Change a particle on this rank by a hair, once, as a sum in another order would."""
+
+    def drift(state, index):
+        for particle in state.particles if here and index == UPDATE else []:
+            with torch.no_grad():
+                next(particle.theta.parameters()).mul_(1.0001)
+
+    at_update(drift)
+
+
+def grid_is_refreshed_otherwise(here):
+    """Refresh the occupancy grid otherwise on this rank, as a GPU may that writes an entry twice."""
+    from dist_vsd.particles.radiance_field import RadianceField
+
+    def after_update(self, *rest, original=RadianceField.after_update):
+        original(self, *rest)
+        if here:
+            self.occupancy.binaries[..., 0] = True
+            self.occupancy.occs[0] += 1.0
+
+    RadianceField.after_update = after_update
 
 
 def no_reduction(_here):
@@ -64,13 +98,7 @@ def no_reduction(_here):
 
 def rank_is_slow(here):
     """Sleep in every update."""
-    from dist_vsd.training import update as module
-
-    def push(*rest, original=module.push_particles):
-        time.sleep(0.2 if here else 0.0)
-        return original(*rest)
-
-    module.push_particles = push
+    at_update(lambda _state, _index: time.sleep(0.2 if here else 0.0))
 
 
 def killed_inside_a_checkpoint(here):
@@ -96,7 +124,10 @@ def teardown_aborts(here):
         globals()["_kept_to_the_end"] = Abort()
 
 
-ALL = (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, rank_is_slow, killed_inside_a_checkpoint, teardown_aborts)
+ALL = (
+    theta_becomes_nan, render_is_nan, phi_loss_is_nan, theta_drifts, grid_is_refreshed_otherwise, no_reduction, rank_is_slow,
+    killed_inside_a_checkpoint, teardown_aborts,
+)  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 
 

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from dist_vsd.cameras import Cameras, cast_rays, look_at_origin, turntable, uniform, view_words
+from dist_vsd.cameras import Cameras, cast_rays, look_at_origin, turntable, uniform
+from dist_vsd.view_words import view_words
 
 ROUNDING = {"rtol": 0, "atol": 1e-12}  # fp64 keeps 16 digits; sines, cosines and a few products lose some of them
 

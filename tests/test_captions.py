@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import CLIPTokenizer
 
-from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.priors.embedded.captions import (
     DROP_ALL,
     DROP_COLOR,
@@ -23,6 +22,7 @@ from dist_vsd.priors.embedded.captions import (
 )
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
 from dist_vsd.priors.pipeline_folder import PipelineFolder, check_vocabulary
+from dist_vsd.view_words import VIEW_WORDS
 
 DUCK = Subject("duck", "green", azimuth_deg=90.0, elevation_deg=0.0)
 

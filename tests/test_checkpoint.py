@@ -13,7 +13,7 @@ from dist_vsd.cli import main
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.runs.checkpoint import CheckpointError, newest_valid, particle_tensors, restore, save
+from dist_vsd.runs.checkpoint import CheckpointError, newest_valid, restore, save
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.serialization import read_tensors
 from dist_vsd.training.preemption import STOP_SIGNALS
@@ -68,7 +68,7 @@ def change_manifest(folder, **changes):
 
 def everything(state):
     """Return copies of all that a checkpoint must hold."""
-    tensors = {f"{p.id}/{name}": t.clone() for p in state.particles for name, t in particle_tensors(p).items()}
+    tensors = {f"{p.id}/{name}": t.clone() for p in state.particles for name, t in p.tensors().items()}
     moments = {f"adam/{name}": value.clone() for name, value in state.phi.moments().items()}
     return tensors | moments | {name: t.detach().clone() for name, t in phi_tensors(state).items()}
 

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from dist_vsd.particles.dense_grid import DenseGrid, DenseGridConfig
-from dist_vsd.particles.hash_grid import HashGrid, HashGridConfig, level_resolutions
+from dist_vsd.particles.dense_grid import DenseGrid
+from dist_vsd.particles.hash_grid import HashGrid, level_resolutions
+from dist_vsd.particles.particle_configs import DenseGridConfig, HashGridConfig
 
 # Two levels that fit the table, cell for cell, and two that are hashed.
 HASH = HashGridConfig(num_levels=4, num_features=2, log2_table_size=10, base_resolution=4, finest_resolution=32)

@@ -12,8 +12,8 @@ from dist_vsd.cameras import turntable
 from dist_vsd.export.ply import write_ply
 from dist_vsd.export.turntable import render_views, write_grid, write_turntable
 from dist_vsd.image_files import enlarge, tile, to_bytes, write_mp4, write_png
-from dist_vsd.particles.dense_grid import DenseGridConfig
-from dist_vsd.particles.radiance_field import RadianceField, RadianceFieldConfig
+from dist_vsd.particles.particle_configs import DenseGridConfig, RadianceFieldConfig
+from dist_vsd.particles.radiance_field import RadianceField
 
 RESOLUTION = 40
 CELL = 2 / RESOLUTION

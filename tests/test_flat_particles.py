@@ -9,16 +9,18 @@ from dist_vsd.config import RunConfig
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
-from dist_vsd.particles.image import ImageConfig, ImageParticle
-from dist_vsd.particles.latent import LatentConfig, LatentParticle
+from dist_vsd.particles.image import ImageParticle
+from dist_vsd.particles.latent import LatentParticle
 from dist_vsd.particles.particle import Render
-from dist_vsd.particles.siren import SirenConfig, SirenParticle
+from dist_vsd.particles.particle_configs import ImageConfig, LatentConfig, SirenConfig
+from dist_vsd.particles.siren import SirenParticle
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.recognition import recognize
 from dist_vsd.priors.sampling import sample
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.training.state import build_state
-from dist_vsd.training.update import reconstruction_loss, update
+from dist_vsd.training.theta_step import reconstruction_loss
+from dist_vsd.training.update import update
 
 CPU = torch.device("cpu")
 

@@ -6,11 +6,12 @@ import math
 import pytest
 import torch
 
-from dist_vsd.cameras import VIEW_WORDS, Cameras, look_at_origin
+from dist_vsd.cameras import Cameras, look_at_origin
 from dist_vsd.config import CameraConfig
 from dist_vsd.diffusion.guidance import classifier_free_guidance, perp_neg, perpendicular
 from dist_vsd.priors.prior import Text, TextEmbeddings, eps_pretrain
 from dist_vsd.training.prompt import Prompt
+from dist_vsd.view_words import VIEW_WORDS
 
 
 @pytest.mark.parametrize(("scale", "expected"), [(0.0, 1.0), (1.0, 3.0), (7.5, 16.0), (100.0, 201.0)])

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from dist_vsd.cameras import turntable
-from dist_vsd.particles.image import ImageConfig, ImageParticle
+from dist_vsd.particles.image import ImageParticle
+from dist_vsd.particles.particle_configs import ImageConfig
 
 
 def particle(seed=0, resolution=16):

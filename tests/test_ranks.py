@@ -178,3 +178,19 @@ def test_what_is_not_finite_on_one_rank_is_mended_and_all_ranks_go_on(tmp_path, 
     assert any(re.fullmatch(says, event) for event in events(tmp_path / "run")), events(tmp_path / "run")
     tensors = checkpoint(tmp_path / "run", 8)
     assert all(bool(t.isfinite().all()) for t in tensors.values() if t.is_floating_point())
+
+
+SHARED = ["a green duck", *TINY, "--num-particles", "1", "--check-every", "1"]
+
+
+def test_a_particle_that_drifts_on_one_of_the_ranks_that_share_it_stops_the_run_and_names_them(tmp_path):
+    code, output = run_ranks([*SHARED, "--run-dir", str(tmp_path / "run")], num_ranks=2, fault=("theta_drifts", "1"))
+    assert code == 1, output
+    assert "particle 0 after update 6 differs between the ranks that share it: rank(s) 1 from rank 0" in output
+
+
+def test_an_occupancy_grid_is_refreshed_on_one_rank_and_sent_to_those_that_share_the_particle(tmp_path):
+    """A rank that would refresh it otherwise is not asked: the run is the same as without the fault."""
+    run(tmp_path / "faulty", SHARED, num_ranks=2, fault=("grid_is_refreshed_otherwise", "1"))
+    run(tmp_path / "plain", SHARED, num_ranks=2)
+    assert different(checkpoint(tmp_path / "faulty", 8), checkpoint(tmp_path / "plain", 8)) == []

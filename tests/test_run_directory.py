@@ -8,7 +8,7 @@ import pytest
 
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge, read_yaml
-from dist_vsd.particles.radiance_field import RadianceFieldConfig
+from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
 from dist_vsd.score.score_config import ScoreConfig
 from tests.runs import environment

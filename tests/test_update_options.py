@@ -7,7 +7,8 @@ from dist_vsd.cameras import look_at_origin
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.diffusion.schedule import add_noise
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.particles.radiance_field import RadianceField, RadianceFieldConfig
+from dist_vsd.particles.particle_configs import RadianceFieldConfig
+from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.score.camera_embedding import pose_of
 from dist_vsd.training.draws import Shot, choose_particles, draw_noise, draw_t
 from dist_vsd.training.state import build_state

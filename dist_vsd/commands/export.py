@@ -51,16 +51,15 @@ def run(arguments: list[str]) -> int:
     require_writable_folder(Path(parsed.out or parsed.run_dir), named)
 
     from dist_vsd.export.ply import write_ply
-    from dist_vsd.particles.radiance_field import RadianceField
     from dist_vsd.runs.saved_run import open_run
 
     saved = open_run(Path(parsed.run_dir), parsed.particles)
     for note in saved.notes:
         print(note)
+    if not saved.config.representation_row.is_volume:
+        raise ValueError(f"{saved.path} holds {saved.config.representation} particles, PLY needs radiance_field: use dist-vsd render")
     folder = Path(parsed.out) if parsed.out else saved.path / "export"
     for particle, theta in saved.particles.items():
-        if not isinstance(theta, RadianceField):
-            raise ValueError(f"{saved.path} holds {saved.config.representation} particles, PLY needs radiance_field: use dist-vsd render")
         file = folder / f"{parsed.kind}_{particle:04d}.ply"
         count = write_ply(theta, file, parsed.kind, parsed.resolution, parsed.threshold)
         print(f"  {file}  {count:,} vertices")

@@ -134,7 +134,7 @@ def optimize(state: TrainingState, directory: RunDirectory, stop: StopRequest) -
             with naming_lost_ranks("while particles were exported"):
                 if config.turntables:
                     write_pictures(state, directory.path)
-                if takes_media and config.representation == "radiance_field":
+                if takes_media and config.representation_row.is_volume:
                     show_meshes(state, directory.path, reporter)
                 collectives.barrier()
         exit_code = 0 if done else 75
@@ -158,7 +158,7 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
     directory.check(config)
     folder = find_pipeline(config.prior)
     check_prompts([*config.texts, config.negative_prompt], folder)
-    if config.score.prior and config.objective == "vsd":
+    if config.score.prior and config.objective_row.needs_phi:
         from dist_vsd.priors.stable_diffusion import check_unet_fits
 
         check_unet_fits(find_pipeline(config.score.prior), folder)
@@ -271,7 +271,7 @@ def check_start(config: RunConfig, process: Process) -> None:
         raise ValueError("--deterministic sums gradients itself, a DeepSpeed configuration does too: use one of the two")
     if not config.deterministic:
         return
-    if process.device.type == "cuda" and config.representation == "radiance_field" and config.field.encoding == "dense":
+    if process.device.type == "cuda" and config.representation_row.is_volume and config.field.encoding == "dense":
         raise ValueError("--deterministic on a GPU: dense grids have no deterministic gradient there; use --field.encoding hash")
     import torch
 
@@ -289,13 +289,13 @@ def write_pictures(state: TrainingState, path: Path) -> None:
     cameras = turntable(num_views, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2).to(device)
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank:
-            state.residence.fetch([particle])
+            state.placement.fetch([particle])
             frames = render_views(particle.theta, cameras, max(128, config.render_size), state.prior.decode)
             if config.is_flat:
                 write_png(frames, path / "export" / f"picture_{particle.id:04d}.png")
             else:
                 write_turntable(frames, path / "export" / f"turntable_{particle.id:04d}")
-            state.residence.release([particle])
+            state.placement.release([particle])
 
 
 def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
@@ -306,14 +306,14 @@ def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank and particle.id < MOST_MESHES:
             name = f"export/mesh_{particle.id:04d}.glb"
-            state.residence.fetch([particle])
+            state.placement.fetch([particle])
             try:
                 write_glb(particle.theta, path / name, MESH_RESOLUTION, MESH_THRESHOLD)
                 names.append(name)
             except ValueError:
                 notes.append(f"particle {particle.id} has no mesh: nothing in it is denser than {MESH_THRESHOLD:g}")
-            state.residence.release([particle])
-    state.residence.settle()
+            state.placement.release([particle])
+    state.placement.settle()
     rows = state.collectives.gather_json([names, notes])
     for note in (note for row in rows for note in row[1]):
         reporter.event(state.config.num_updates, note)

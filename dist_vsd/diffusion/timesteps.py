@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ANNEALINGS = ("stepped", "smooth", "none")
 WEIGHTINGS = ("sigma_squared", "uniform", "alpha_sigma")

@@ -167,10 +167,6 @@ class Collectives:
             total += flat
         return [part.view(shape) for part, shape in zip(total.split(sizes), shapes, strict=True)]
 
-    def sum_of(self, value: float) -> float:
-        """Return the sum of a number over all ranks."""
-        return self._reduced([value], dist.ReduceOp.SUM)[0]
-
     def any_of(self, flags: Sequence[bool]) -> list[bool]:
         """Return, for each of some flags, whether it holds on some rank; in one message."""
         with self._timed():
@@ -203,6 +199,37 @@ class Collectives:
         pairs = zip(gathered, lengths, strict=True)
         return [json.loads(bytes(row[: int(length)].cpu().numpy())) for row, length in pairs]
 
+    def from_first_view_rank(self, tensors: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+        """Return the named tensors that the first of the ranks that share a particle has, of whatever shapes, on all of them.
+
+        Args:
+            tensors: on the first one; None on the others.
+        """
+        if not is_distributed() or self.layout.view_ranks == 1:
+            return dict(tensors or {})
+        first = self.layout.shard * self.layout.view_ranks
+        is_first = self.layout.rank == first
+        header = b""
+        if is_first:
+            assert tensors is not None
+            rows = [[name, list(t.shape), str(t.dtype).removeprefix("torch.")] for name, t in tensors.items()]
+            header = json.dumps(rows).encode()
+        length = torch.tensor([len(header)], device=_device())
+        dist.broadcast(length, first, group=self._view_group)
+        text = torch.zeros(int(length), dtype=torch.uint8, device=_device())
+        if is_first:
+            text.copy_(torch.frombuffer(bytearray(header), dtype=torch.uint8))
+        dist.broadcast(text, first, group=self._view_group)
+        rows = json.loads(bytes(text.cpu().numpy()))
+        received: dict[str, Tensor] = {}
+        for name, shape, dtype in rows:
+            source = tensors[name].detach().to(_device()).contiguous() if is_first and tensors is not None else None
+            tensor = source if source is not None else torch.empty(shape, dtype=getattr(torch, dtype), device=_device())
+            dist.broadcast(tensor.reshape(-1).view(torch.uint8), first, group=self._view_group)
+            received[name] = tensor
+        self.sent_bytes += sum(t.numel() * t.element_size() for t in received.values()) if is_first else 0.0
+        return received
+
     def barrier(self) -> None:
         """Wait for all ranks."""
         if is_distributed():
@@ -215,6 +242,29 @@ class Collectives:
             RanksDisagree: on every rank, naming the ranks that differ from rank 0.
         """
         self.require_equal(what, fingerprint(tensors))
+
+    def require_same_particles(self, what: str, particles: Mapping[int, Iterable[Tensor]]) -> None:
+        """Check that each particle is the same, to the bit, on the ranks that share it.
+
+        Args:
+            what: is compared, for the message.
+            particles: the tensors of this rank's, by id.
+
+        Raises:
+            RanksDisagree: on every rank, naming a particle and the ranks that differ from the first that has it.
+        """
+        if self.layout.view_ranks == 1:
+            return
+        rows = self.gather_json({str(particle): fingerprint(tensors) for particle, tensors in particles.items()})
+        for particle in dict.fromkeys(name for row in rows for name in row):
+            owners = {rank: row[particle] for rank, row in enumerate(rows) if particle in row}
+            first = min(owners)
+            if different := [rank for rank, value in owners.items() if value != owners[first]]:
+                ranks = ", ".join(map(str, different))
+                raise RanksDisagree(
+                    f"particle {particle} {what} differs between the ranks that share it: rank(s) {ranks} from rank {first}. "
+                    "Resume from the last checkpoint"
+                )
 
     def require_equal(self, what: str, value: Any) -> None:
         """Check that a JSON value is the same on all ranks; raises RanksDisagree on every rank otherwise."""

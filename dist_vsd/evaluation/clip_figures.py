@@ -15,11 +15,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.evaluation.distributions import entropy_bits, entropy_of_counts_bits
 from dist_vsd.evaluation.judge import ClipJudge, Verdict
 from dist_vsd.evaluation.question import Question
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
+from dist_vsd.view_words import VIEW_WORDS
 
 
 @dataclasses.dataclass(frozen=True)

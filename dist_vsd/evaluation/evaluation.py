@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.evaluation.clip_figures import ClipSums, diversity, figures_of
 from dist_vsd.evaluation.distributions import expected_entropy_bits, total_variation
 from dist_vsd.evaluation.fid import frechet_distance
@@ -19,10 +18,11 @@ from dist_vsd.evaluation.metric_names import METRICS
 from dist_vsd.evaluation.overlap import best_overlap
 from dist_vsd.evaluation.question import Question, ask
 from dist_vsd.evaluation.sphere_quality import sphere_quality
-from dist_vsd.evaluation.views import capture, sphere, turns, words_of
-from dist_vsd.particles.radiance_field import RadianceField
+from dist_vsd.evaluation.views import capture, sphere, turns
 from dist_vsd.priors.embedded.captions import all_pairs
 from dist_vsd.runs.saved_run import SavedRun
+from dist_vsd.training.prompt import words_of
+from dist_vsd.view_words import VIEW_WORDS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +123,7 @@ def overlaps(saved: SavedRun, question: Question) -> list[float]:
     """Return each particle's intersection over union with the known scene of the prompt's object."""
     assert question.words is not None
     name = question.words.name
-    return [best_overlap(theta, name).iou for theta in saved.particles.values() if isinstance(theta, RadianceField)]
+    return [best_overlap(theta, name).iou for theta in saved.particles.values()]
 
 
 def qualities(saved: SavedRun, instruments: Instruments) -> list[float]:

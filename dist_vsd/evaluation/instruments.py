@@ -15,7 +15,8 @@ from dist_vsd.runs.saved_run import SavedRun
 
 NEED_CLIP = ("clip", "r_precision", "entropy", "diversity", "multi_face", "recognition", "t3bench", "samples")
 NEED_TWO_PARTICLES = ("diversity", "dino", "lpips")
-NEED_DEPTH = ("multi_face", "overlap", "t3bench")
+NEED_POSES = ("multi_face", "t3bench")
+NEED_VOLUME = ("overlap",)
 NEED_WORDS = ("recognition", "overlap", "samples")
 
 
@@ -69,7 +70,7 @@ class Instruments:
         words = read_caption(config.prompt) if self.in_embedded_language else None
         if metric in NEED_TWO_PARTICLES and config.num_particles < 2:
             return "two particles"
-        if metric in NEED_DEPTH and config.is_flat:
+        if (metric in NEED_POSES and config.is_flat) or (metric in NEED_VOLUME and not config.representation_row.is_volume):
             return "3D particles"
         if metric in NEED_WORDS and words is None:
             return "the embedded prior and a prompt out of its captions"

@@ -7,11 +7,11 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.evaluation.multi_face import num_faces
 from dist_vsd.evaluation.question import Question
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import all_pairs, caption
+from dist_vsd.view_words import VIEW_WORDS
 
 PICTURES_AT_ONCE = 128
 FRONT_SIDE_BACK = [VIEW_WORDS.index(words) for words in ("front view", "side view", "back view")]

@@ -12,12 +12,13 @@ from dist_vsd.cameras import Cameras
 from dist_vsd.evaluation.clip_figures import ClipSums, figures_of, sums_of
 from dist_vsd.evaluation.judge import ClipJudge
 from dist_vsd.evaluation.question import ask
-from dist_vsd.evaluation.views import turns, words_of
+from dist_vsd.evaluation.views import turns
 from dist_vsd.export.turntable import render_views
 from dist_vsd.image_files import enlarge, tile, write_mp4, write_png
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
 from dist_vsd.runs.run_directory import RunDirectory
+from dist_vsd.training.prompt import words_of
 from dist_vsd.training.reporter import Reporter
 from dist_vsd.training.state import TrainingState
 
@@ -130,10 +131,10 @@ def render_particles(state: TrainingState, num_frames: int) -> list[Tensor]:
     cameras = look_cameras(state, num_frames).to(state.prior.device)
     rows = []
     for particle in state.particles:
-        state.residence.fetch([particle])
+        state.placement.fetch([particle])
         rows.append(render_views(particle.theta, cameras, state.config.render_size, state.prior.decode))
-        state.residence.release([particle])
-    state.residence.settle()
+        state.placement.release([particle])
+    state.placement.settle()
     return rows
 
 

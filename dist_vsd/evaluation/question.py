@@ -6,9 +6,9 @@ import dataclasses
 import functools
 from collections.abc import Sequence
 
-from dist_vsd.cameras import VIEW_WORDS
 from dist_vsd.priors.embedded.captions import caption
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
+from dist_vsd.view_words import VIEW_WORDS
 
 # Of the embedded prior's objects, those that look different from the front and from behind. The embedded CLIP finds the right view words of
 # 82 % of held-out renders of these (384, front, side, back and overhead), and of 61 % of the others.

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import Cameras, look_at_origin, turntable, view_words
+from dist_vsd.cameras import Cameras, look_at_origin, turntable
 from dist_vsd.config import CameraConfig
 from dist_vsd.export.turntable import render_views
 from dist_vsd.runs.saved_run import SavedRun
@@ -24,12 +24,6 @@ def middle_of(camera: CameraConfig) -> tuple[float, float]:
 def turns(camera: CameraConfig, num_azimuths: int, elevations_deg: tuple[float, ...]) -> Cameras:
     """Return one turn at each elevation, at the middle of the training cameras; azimuths turn fastest, the front comes first."""
     return Cameras.cat([turntable(num_azimuths, elevation, *middle_of(camera)) for elevation in elevations_deg])
-
-
-def words_of(cameras: Cameras, camera: CameraConfig) -> list[str]:
-    """Return the view words of each camera, as a run's prompt has them."""
-    poses = zip(cameras.azimuth_deg.tolist(), cameras.elevation_deg.tolist(), strict=True)
-    return [view_words(azimuth, elevation, camera.overhead_deg, camera.front_deg) for azimuth, elevation in poses]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
+from dist_vsd.objectives.objective import Batch, Cotangents
 from dist_vsd.objectives.objective_configs import AncestralConfig
 from dist_vsd.priors.prior import Prior, TextEmbeddings
 from dist_vsd.priors.sampling import sample
+
+if TYPE_CHECKING:
+    from dist_vsd.config import RunConfig
+    from dist_vsd.score.score import Score
+
+
+class Ancestral:
+    """Plain sampling as an objective (see Objective): a particle is drawn whole, in the first update."""
+
+    asks_prior, draws_particles = False, True
+
+    def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
+        self._prior, self._guidance_scale, self._config = prior, config.guidance_scale, config.ancestral
+
+    def cotangents(self, batch: Batch) -> Cotangents:
+        """Nothing moves a particle that was drawn."""
+        return Cotangents([])
+
+    def sample(self, y: TextEmbeddings, noise: Tensor) -> Tensor:
+        """Draw x_0 ~ p(x_0 | y) from (B, ...) noise."""
+        return ancestral_sample(self._prior, y, noise, self._guidance_scale, self._config)
 
 
 def ancestral_sample(prior: Prior, y: TextEmbeddings, noise: Tensor, guidance_scale: float, config: AncestralConfig) -> Tensor:

@@ -6,18 +6,49 @@ Settings are named as in the authors' configuration; lengths are fractions of CL
 from __future__ import annotations
 
 import math
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from dist_vsd.objectives.objective import Batch, Cotangents
 from dist_vsd.objectives.objective_configs import ClipConfig
-from dist_vsd.priors.clip import ClipScorer
+from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER, ClipScorer
+from dist_vsd.priors.prior import Prior
+
+if TYPE_CHECKING:
+    from dist_vsd.config import RunConfig
+    from dist_vsd.score.score import Score
 
 CHECKERBOARD_SQUARES = 8
 FOURIER_DECAY, FOURIER_STD = 1.5, 0.2  # of the smooth noise: amplitude falls as frequency^-1.5
 MOST_BLUR, BLUR_KERNEL = 10 / 224, 15 / 224  # standard deviation and width of the Gaussian
 # Targets of opacity hold for an object that takes as much of the picture as at this distance and focal length (in half heights).
 TARGET_DISTANCE, TARGET_FOCAL_LENGTH = 4.0, 1.2**0.5 / math.tan(0.6911 / 2)
+
+
+class DreamFields:
+    """Dream Fields' objective (see Objective): CLIP's similarity, without view words, and in 3D the transmittance loss."""
+
+    asks_prior, draws_particles = False, False
+
+    def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
+        self._config, self._is_flat = config.clip, config.is_flat
+        folder = Path(config.clip.model) if config.clip.model else EMBEDDED_CLIP_FOLDER
+        self._scorer = ClipScorer.load(folder, prior.device)
+        self._text = self._scorer.embed_texts([config.prompt])[0]
+
+    def cotangents(self, batch: Batch) -> Cotangents:
+        """See Objective; the one root is the loss, summed over the renders."""
+        foreground, opacity = (torch.cat([getattr(render, name) for render in batch.renders]) for name in ("foreground", "opacity"))
+        loss = clip_loss(self._scorer, self._text, foreground, opacity, self._config, batch.generators)
+        figures = {"clip/crop_similarity": -loss.detach().mean()}
+        if not self._is_flat:
+            cameras = batch.cameras
+            target = target_opacity(self._config, batch.progress, cameras.c2w[:, :3, 3].norm(dim=1), cameras.fov)
+            loss = loss + self._config.transmittance_weight * transmittance_loss(opacity, target)
+        return Cotangents([(loss.sum(), None)], figures)
 
 
 def clip_loss(

@@ -3,11 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.objectives.objective import Batch, Cotangents, of_scores
+from dist_vsd.priors.prior import Prior, eps_pretrain
+
+if TYPE_CHECKING:
+    from dist_vsd.config import RunConfig
+    from dist_vsd.score.score import Score
+
+
+class Denoising:
+    """The denoising loss as an objective of theta (see Objective): it needs no phi."""
+
+    asks_prior, draws_particles = True, False
+
+    def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
+        self._prior, self._guidance_scale = prior, config.guidance_scale
+
+    @torch.no_grad()
+    def cotangents(self, batch: Batch) -> Cotangents:
+        """See Objective."""
+        noised = batch.noised
+        assert noised is not None
+
+        def predict(x_t: Tensor) -> Tensor:
+            return eps_pretrain(self._prior, x_t, noised.t, noised.y_c, self._guidance_scale)
+
+        gradient = denoising_gradient(predict, noised.x_0, noised.eps, noised.alpha_t, noised.sigma_t, noised.w_t)
+        return of_scores(noised, gradient)
 
 
 def denoising_gradient(

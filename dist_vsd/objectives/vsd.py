@@ -2,12 +2,40 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.guidance import classifier_free_guidance
-from dist_vsd.priors.prior import Text
+from dist_vsd.objectives.objective import Batch, Cotangents, of_scores
+from dist_vsd.priors.prior import Prior, Text, eps_pretrain
 from dist_vsd.score.score import Score
+
+if TYPE_CHECKING:
+    from dist_vsd.config import RunConfig
+
+
+class Vsd:
+    """ProlificDreamer's objective (see Objective): it needs phi."""
+
+    asks_prior, draws_particles = True, False
+
+    def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
+        assert score is not None
+        self._prior, self._score = prior, score
+        self._guidance_scale, self._entropy_weight = config.guidance_scale, config.score.entropy_weight
+
+    @torch.no_grad()
+    def cotangents(self, batch: Batch) -> Cotangents:
+        """See Objective."""
+        noised = batch.noised
+        assert noised is not None
+        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale)
+        eps_phi = noised.eps_phi
+        if eps_phi is None:
+            eps_phi = eps_of_particles(self._score, noised.x_t, noised.t, noised.y, noised.pose, self._entropy_weight)
+        return of_scores(noised, vsd_gradient(eps_prior, eps_phi, noised.w_t), has_phi=True)
 
 
 def vsd_gradient(eps_pretrain: Tensor, eps_phi: Tensor, w_t: Tensor) -> Tensor:

@@ -2,26 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import torch
 from torch import Tensor, nn
 
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DenseGridConfig:
-    """Grids of features on cubes of rising resolution, interpolated trilinearly and concatenated."""
-
-    resolutions: tuple[int, ...] = (12, 24, 48)
-    """Vertices a side of each level."""
-    num_features: int = 4
-    """Features a level."""
-
-    def __post_init__(self) -> None:
-        if not self.resolutions or min(self.resolutions) < 2:
-            raise ValueError(f"dense_grid.resolutions must be 2 or more each, got {self.resolutions}")
-        if self.num_features < 1:
-            raise ValueError(f"dense_grid.num_features must be at least 1, got {self.num_features}")
+from dist_vsd.particles.particle_configs import DenseGridConfig
 
 
 class DenseGrid(nn.Module):

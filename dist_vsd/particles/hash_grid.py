@@ -2,38 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 
 import torch
 from torch import Tensor, nn
 
+from dist_vsd.particles.particle_configs import HashGridConfig
+
 # Instant-NGP, equation 4: the first coordinate is not multiplied, for coherence of memory accesses.
 PRIMES = (1, 2_654_435_761, 805_459_861)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class HashGridConfig:
-    """Levels of hashed features; the defaults are ProlificDreamer's."""
-
-    num_levels: int = 16
-    """Levels, from the base resolution to the finest in geometric steps."""
-    num_features: int = 2
-    """Features a level."""
-    log2_table_size: int = 19
-    """Entries of a level's table, as a power of two; coarser levels that need fewer are dense."""
-    base_resolution: int = 16
-    """Cells a side of the coarsest level."""
-    finest_resolution: int = 2048
-    """Cells a side of the finest level."""
-
-    def __post_init__(self) -> None:
-        if min(self.num_levels, self.num_features, self.log2_table_size, self.base_resolution) < 1:
-            raise ValueError(f"hash_grid counts must be at least 1, got {self}")
-        if self.finest_resolution < self.base_resolution:
-            raise ValueError(
-                f"hash_grid.finest_resolution must be at least base_resolution, got {self.finest_resolution} < {self.base_resolution}"
-            )
 
 
 def level_resolutions(config: HashGridConfig) -> list[int]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -10,20 +9,7 @@ from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.particles.particle import Particle, Render
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """A picture as a particle."""
-
-    resolution: int = 64
-    """Height and width of the picture, pixels."""
-    lr: float = 3e-2
-    """Adam's learning rate of the pixels (in logits)."""
-
-    def __post_init__(self) -> None:
-        if self.resolution < 1:
-            raise ValueError(f"image.resolution must be at least 1, got {self.resolution}: raise --image.resolution")
+from dist_vsd.particles.particle_configs import ImageConfig
 
 
 class ImageParticle(Particle):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -10,27 +9,7 @@ from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.particles.particle import Particle, Render
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class LatentConfig:
-    """A latent picture as a particle."""
-
-    channels: int = 4
-    """Of the prior's latents."""
-    resolution: int = 16
-    """Height and width of the prior's latents (64 for Stable Diffusion at 512 pixels)."""
-    initial_std: float = 1.0
-    """Standard deviation of the noise that it starts from."""
-    lr: float = 3e-2
-    """Adam's learning rate."""
-
-    def __post_init__(self) -> None:
-        for name in ("channels", "resolution"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"latent.{name} must be at least 1, got {getattr(self, name)}: raise --latent.{name}")
-        if self.initial_std < 0:
-            raise ValueError(f"latent.initial_std must be 0 or more, got {self.initial_std}: raise --latent.initial-std")
+from dist_vsd.particles.particle_configs import LatentConfig
 
 
 class LatentParticle(Particle):

@@ -51,6 +51,28 @@ class Particle(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} does not render")
 
+    @classmethod
+    def from_particle(cls, config: Any, other: Particle, generator: torch.Generator) -> Particle:
+        """Begin from a finished particle of another kind.
+
+        Args:
+            config: of this kind.
+            other: to begin from.
+            generator: of what the other one leaves open, on the CPU.
+
+        Raises:
+            ValueError: this kind can't begin from that one.
+        """
+        if type(other) is not cls:
+            raise ValueError(f"a {cls.__name__} can't begin from a {type(other).__name__}: start from particles of the same representation")
+        started = cls(config, generator)
+        try:
+            started.load_state_dict(other.state_dict())
+        except RuntimeError as error:
+            reason = str(error).splitlines()[-1].strip()
+            raise ValueError(f"the particles to start from have other sizes ({reason}): use the settings they were made with") from error
+        return started
+
     def become(self, picture: Tensor) -> None:
         """Show a picture, or x_0 for a latent particle, as it is; what is sampled from the prior is put in by this.
 
@@ -63,5 +85,30 @@ class Particle(nn.Module):
         """Return Adam's parameter groups, each with its own ``lr``."""
         raise TypeError(f"{type(self).__name__} has no parameters")
 
-    def after_update(self, update: int, generator: torch.Generator) -> None:
-        """Refresh what the particle keeps beside its parameters (an occupancy grid); called after each Adam step."""
+    @property
+    def statistics(self) -> list[Tensor]:
+        """Buffers that a backward pass adds to, such as the gradients that tell where to grow.
+
+        They are zero before the renders of an update, and are summed over all renders of the particle, on all ranks that share it,
+        before ``count``.
+        """
+        return []
+
+    def count(self, totals: list[Tensor]) -> None:
+        """Take in the ``statistics`` of an update, summed over all renders: the same on every rank that shares the particle."""
+
+    def changes_at(self, update: int) -> bool:
+        """Say whether ``after_update`` has something to do after this update; the same on every rank that shares the particle."""
+        return False
+
+    def after_update(self, update: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Refresh what the particle keeps beside its parameters (an occupancy grid), or grow.
+
+        Called after the Adam step of an update at which it ``changes_at``, on one of the ranks that share the particle alone: what it
+        made of buffers and parameters is sent to the others.
+
+        Args:
+            update: index, from 0.
+            generator: of its draws, on the CPU.
+            optimizer: of the particle, which has to be told of parameters of another size (owned_particle.take_rows).
+        """

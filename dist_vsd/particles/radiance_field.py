@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import nerfacc
@@ -10,63 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
-from dist_vsd.particles.dense_grid import DenseGrid, DenseGridConfig
-from dist_vsd.particles.hash_grid import HashGrid, HashGridConfig
+from dist_vsd.particles.dense_grid import DenseGrid
+from dist_vsd.particles.hash_grid import HashGrid
 from dist_vsd.particles.particle import Particle, Render
+from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.volume_rendering import render_marched, render_stratified
 
-ENCODINGS = ("dense", "hash")
-BACKGROUNDS = ("white", "learned", "random")
 # Colours reach a little beyond [0, 1] (as in mip-NeRF). With a plain sigmoid the early pull towards a pure colour drives the
 # raw values so far out that a part of another colour, a green duck's orange beak, never comes back.
 COLOR_PADDING = 0.05
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class RadianceFieldConfig:
-    """A field of density and colour in the cube [-bound, bound]^3."""
-
-    encoding: str = "dense"
-    """dense (fast on a CPU) or hash (Instant-NGP, for 512 pixels)."""
-    dense_grid: DenseGridConfig = DenseGridConfig()
-    hash_grid: HashGridConfig = HashGridConfig()
-    bound: float = 1.0
-    """Half the side of the cube that holds the object, scene units."""
-    hidden_width: int = 32
-    """Width of the MLP's one hidden layer."""
-    num_samples: int = 48
-    """Samples on a ray through the cube."""
-    density_strength: float = 10.0
-    """Height of the density's start, softplus(raw + strength (1 - |x| / radius)): a soft ball (negative: a hollow one)."""
-    density_radius: float = 0.5
-    """Radius of that ball, scene units."""
-    background: str = "white"
-    """white, learned (a small MLP of the direction) or random (a colour drawn for each render)."""
-    encoding_lr: float = 1e-2
-    mlp_lr: float = 3e-3
-    background_lr: float = 1e-3
-    occupancy_resolution: int = 32
-    """Cells a side of the occupancy grid."""
-    occupancy_every: int = 16
-    """Updates between two refreshes of the occupancy grid."""
-    occupancy_threshold: float = 0.01
-    """A cell is empty when the opacity of one sample in it, and in its neighbours, is below this."""
-    track_origin: bool = False
-    """Cameras look at a moving average of the density's centre of mass, not at the cube's centre (Dream Fields' scene origin)."""
-    origin_decay: float = 0.999
-    """Of that average, each update."""
-
-    def __post_init__(self) -> None:
-        for name, choices in (("encoding", ENCODINGS), ("background", BACKGROUNDS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"field.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
-        for name in ("hidden_width", "num_samples", "occupancy_resolution", "occupancy_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"field.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.origin_decay <= 1.0:
-            raise ValueError(f"field.origin_decay must be in [0, 1], got {self.origin_decay}")
-        if self.bound <= 0 or self.density_radius <= 0:
-            raise ValueError(f"field.bound and density_radius must be positive, got {self.bound} and {self.density_radius}")
 
 
 class RadianceField(Particle):
@@ -157,12 +108,14 @@ class RadianceField(Particle):
             groups.append({"params": background, "lr": config.background_lr})
         return groups
 
+    def changes_at(self, update: int) -> bool:
+        """See Particle: every ``occupancy_every`` updates."""
+        return update % self.config.occupancy_every == 0
+
     @torch.no_grad()
-    def after_update(self, update: int, generator: torch.Generator) -> None:
-        """Refresh the occupancy grid every ``occupancy_every`` updates."""
+    def after_update(self, update: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Refresh the occupancy grid."""
         config = self.config
-        if update % config.occupancy_every:
-            return
         step = 2 * config.bound / config.num_samples
         devices = [self.occupancy.binaries.device] if self.occupancy.binaries.is_cuda else []
         # nerfacc draws from the global generators: lend it ours, so that the grid does not depend on the layout.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import torch
@@ -10,31 +9,7 @@ from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.particles.particle import Particle, Render
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SirenConfig:
-    """A picture that a network of its pixels' coordinates draws."""
-
-    resolution: int = 64
-    """Height and width at which it is rendered, pixels."""
-    hidden_width: int = 64
-    """Width of the hidden layers."""
-    num_hidden: int = 3
-    """Hidden layers."""
-    first_omega: float = 15.0
-    """omega_0 of the first layer: the highest frequency of the start, radians over half the picture (30 for 256 pixels and more)."""
-    hidden_omega: float = 30.0
-    """omega_0 of the other layers."""
-    lr: float = 1e-3
-    """Adam's learning rate: a step moves every pixel, so it is thirty times smaller than a picture's; from 3e-3 on it diverges."""
-
-    def __post_init__(self) -> None:
-        for name in ("resolution", "hidden_width", "num_hidden"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"siren.{name} must be at least 1, got {getattr(self, name)}: raise --siren.{name.replace('_', '-')}")
-        if self.first_omega <= 0 or self.hidden_omega <= 0:
-            raise ValueError(f"siren.first_omega and hidden_omega must be above 0, got {self.first_omega} and {self.hidden_omega}")
+from dist_vsd.particles.particle_configs import SirenConfig
 
 
 class SirenParticle(Particle):

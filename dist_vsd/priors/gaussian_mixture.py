@@ -93,6 +93,16 @@ class GaussianMixturePrior:
         """D."""
         return self.means.shape[1]
 
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(D,)."""
+        return (self.num_dimensions,)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the mixture is."""
+        return self.means.device
+
     @staticmethod
     def no_text(count: int) -> TextEmbeddings:
         """Return what eps_pretrain takes for texts: B empty ones without an unconditional branch, so that only s = 1 is accepted."""

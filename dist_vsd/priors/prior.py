@@ -81,10 +81,14 @@ class Prior(Protocol):
     Attributes:
         schedule: its noise schedule.
         image_size: height and width of the images that encode() wants, pixels; renders of another size are resized.
+        latent_shape: of one x_0.
+        device: where it computes.
     """
 
     schedule: NoiseSchedule
     image_size: int
+    latent_shape: tuple[int, ...]
+    device: torch.device
 
     def encode(self, image: Tensor) -> Tensor:
         """Map (B, 3, H, W) images in [0, 1] to x_0; the gradient flows to the image."""

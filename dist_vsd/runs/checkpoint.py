@@ -22,9 +22,9 @@ from torch import Tensor
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import config_fingerprint
 from dist_vsd.errors import RunFailed
-from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
-from dist_vsd.training.owned_particle import OwnedParticle, build_particle
-from dist_vsd.training.state import TrainingState
+from dist_vsd.particles.owned_particle import OwnedParticle
+from dist_vsd.serialization import read_tensors, write_tensors
+from dist_vsd.training.state import TrainingState, build_particle
 
 FORMAT_VERSION = 2  # 2: with the fingerprint of the configuration
 MANIFEST = "manifest.json"
@@ -108,7 +108,7 @@ def _write_files(
 ) -> None:
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank:
-            _write(particle_tensors(particle), folder, f"particles/{particle.id:04d}.safetensors", hashes)
+            _write(particle.tensors(), folder, f"particles/{particle.id:04d}.safetensors", hashes)
     if state.layout.rank == 0 and state.phi is not None:
         _write(phi, folder, "phi.safetensors", hashes)
         _write(moments, folder, "phi_optimizer.safetensors", hashes)
@@ -145,18 +145,6 @@ def _remove_unfinished(folder: Path) -> None:
 def _remove_old(folder: Path, keep: int) -> None:
     for path in sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))[:-keep]:
         shutil.rmtree(path, ignore_errors=True)
-
-
-def particle_tensors(particle: OwnedParticle) -> dict[str, Tensor]:
-    """Return a particle's parameters and grids (``theta/``) and its optimiser's state (``optimizer/``)."""
-    tensors = {f"theta/{name}": tensor for name, tensor in particle.theta.state_dict().items()}
-    names = {parameter: name for name, parameter in particle.theta.named_parameters()}
-    return tensors | {f"optimizer/{k}": v for k, v in optimizer_tensors(particle.optimizer, names).items()}
-
-
-def load_theta(particle: torch.nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put the parameters and grids of a particle back."""
-    particle.load_state_dict({k.removeprefix("theta/"): v for k, v in tensors.items() if k.startswith("theta/")})
 
 
 def newest_valid(folder: Path, config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
@@ -229,19 +217,14 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
 
 def restore_particle(state: TrainingState, particle: OwnedParticle, checkpoint: Checkpoint | None) -> None:
     """Put one particle back as a checkpoint has it, or as it started without one."""
-    state.residence.fetch([particle])
+    state.placement.fetch([particle])
     if checkpoint is None:
-        start = build_particle(state.config, particle.id, torch.device("cpu"))
-        particle.theta.load_state_dict(start.theta.state_dict())
-        particle.optimizer.state.clear()
+        tensors = build_particle(state.config, particle.id, torch.device("cpu")).tensors()
     else:
         tensors = read_tensors(checkpoint.path / "particles" / f"{particle.id:04d}.safetensors")
-        load_theta(particle.theta, tensors)
-        names = {parameter: name for name, parameter in particle.theta.named_parameters()}
-        saved = {k.removeprefix("optimizer/"): v for k, v in tensors.items() if k.startswith("optimizer/")}
-        load_optimizer_tensors(particle.optimizer, names, saved)
-    state.residence.release([particle])
-    state.residence.settle()
+    particle.restore(tensors)
+    state.placement.release([particle])
+    state.placement.settle()
 
 
 def _sha256(file: Path) -> str:

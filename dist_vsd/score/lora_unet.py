@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -25,8 +23,8 @@ ADAPTER = "phi"
 class LoraScore(nn.Module):
     """eps_phi on a UNet.
 
-    The adapters stay switched on; whoever asks the pretrained model does it inside ``pretrained()``. While the LoRA's up
-    matrices and the camera embedding's last layer are zero, eps_phi equals its pretrained UNet to the bit.
+    phi never changes the prior: the adapters are on inside a call of eps_phi alone, so that whoever asks the UNet otherwise asks the
+    pretrained model. While the LoRA's up matrices and the camera embedding's last layer are zero, eps_phi equals it to the bit.
 
     Args:
         unet: the prior's, or one of its own; LoRA layers are injected in place, its weights stay frozen.
@@ -49,6 +47,7 @@ class LoraScore(nn.Module):
             with torch.no_grad():
                 down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / config.rank)
                 up.weight.zero_()
+        self._switch(on=False)
         num_inputs, width = POSE_WIDTHS[config.camera], unet.time_embedding.linear_2.out_features
         self.camera_embedding = CameraEmbedding(num_inputs, width, generator).to(unet.device) if num_inputs else None
         self._offset: Tensor | None = None
@@ -57,16 +56,10 @@ class LoraScore(nn.Module):
     def _add_offset(self, _module: nn.Module, _inputs: Any, time_embedding: Tensor) -> Tensor:
         return time_embedding if self._offset is None else time_embedding + self._offset.to(time_embedding.dtype)
 
-    @contextlib.contextmanager
-    def pretrained(self) -> Iterator[None]:
-        """Switch the adapters off inside a ``with``: the UNet is the frozen prior's."""
+    def _switch(self, on: bool) -> None:
+        """Switch the adapters; peft's own enable_adapters() would take requires_grad from them, and gradients with it."""
         for layer in self._adapted:
-            layer.enable_adapters(False)
-        try:
-            yield
-        finally:
-            for layer in self._adapted:
-                layer.enable_adapters(True)
+            layer._disable_adapters = not on
 
     def phi(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name: the LoRA matrices and the camera embedding."""
@@ -85,7 +78,9 @@ class LoraScore(nn.Module):
             eps_phi, (B, 4, h, w), of x_t's dtype; the gradient flows to phi and x_t.
         """
         self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None
+        self._switch(on=True)
         try:
             return predict_eps(self.unet, self.schedule, x_t, t, y)
         finally:
+            self._switch(on=False)
             self._offset = None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Protocol
 
 from torch import Tensor
@@ -11,12 +10,8 @@ from dist_vsd.priors.prior import Text
 
 
 class Score(Protocol):
-    """eps_phi(x_t, t, c, y), the noise predictor of the particles' renders."""
+    """eps_phi(x_t, t, c, y), the noise predictor of the particles' renders; asking it leaves the prior as it is."""
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
         """Predict the noise in (B, ...) noised renders at (B,) timesteps, given B texts and (B, P) poses."""
-        ...
-
-    def pretrained(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context in which networks that are shared with the prior are the prior's own."""
         ...

@@ -12,10 +12,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dist_vsd.cameras import VIEW_WORDS
-from dist_vsd.config import FLAT, RunConfig
+from dist_vsd.config import RunConfig
 from dist_vsd.config_files import load_preset, to_mapping
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.particles.representations import REPRESENTATIONS
 from dist_vsd.priors.hub import is_hub_id
 from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
 from dist_vsd.priors.prompts import check_prompts
@@ -33,6 +33,7 @@ from dist_vsd.sweep.manifest import (
 from dist_vsd.sweep.overrides import check_characters, flatten, resolve
 from dist_vsd.sweep.prompts import Prompt
 from dist_vsd.sweep.slurm import SCRIPT
+from dist_vsd.view_words import VIEW_WORDS
 
 LOCK_FILE = ".plan.lock"
 
@@ -120,7 +121,7 @@ class _Checks:
         """Refuse words that a prior with a closed vocabulary does not know, and prompts that are too long for its text encoder."""
         prior = overrides.get("prior", self._base.prior)
         negative = overrides.get("negative_prompt", self._base.negative_prompt)
-        is_flat = overrides.get("representation", self._base.representation) in FLAT
+        is_flat = REPRESENTATIONS[overrides.get("representation", self._base.representation)].is_flat
         has_views = not is_flat and overrides.get("prompting.view_words", self._base.prompting.view_words)
         longest = f"{prompt.text}, {max(VIEW_WORDS, key=len)}" if has_views else prompt.text
         folder = self._priors[prior]

@@ -10,7 +10,6 @@ from torch import Tensor
 from dist_vsd.cameras import Cameras, look_at_origin
 from dist_vsd.config import RunConfig
 from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at
-from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import Purpose, keyed_generator
 
 
@@ -25,11 +24,6 @@ class Chosen:
 
     theta: frozenset[int]
     phi: frozenset[int]
-
-    def most_on_a_rank(self, ids: frozenset[int], layout: Layout) -> int:
-        """Return the renders of some particles on the rank that has most of them."""
-        counts = [len(ids.intersection(layout.particles_of_shard(shard))) for shard in range(layout.num_shards)]
-        return max(counts) * len(layout.views)
 
 
 def choose_particles(config: RunConfig, num_particles: int, index: int) -> Chosen:

@@ -47,7 +47,7 @@ def train(
         collectives.begin_update(is_timed=is_logged)
         report = _update(state, index, is_logged)
         window.add(report.gaps)
-        state.residence.settle()
+        state.placement.settle()
         stopping, has_events = collectives.any_of([stop.requested, bool(report.events or report.bad_particles)])
         if has_events:
             report.events += [mend(state, particle, directory) for particle in report.bad_particles]
@@ -57,6 +57,8 @@ def train(
             reporter.log(done, figures_of_all_ranks(state, report, window, time.perf_counter() - begin))
         if done % config.check_every == 0 or is_last:
             collectives.require_identical(f"phi after update {done}", phi_tensors(state).values())
+            tensors_by_id = {particle.id: particle.tensors().values() for particle in state.particles}
+            collectives.require_same_particles(f"after update {done}", tensors_by_id)
         if done % config.checkpoint_every == 0 or is_last or stopping:
             checkpoint.save(state, directory.checkpoints, done)
         look(done)
@@ -110,7 +112,7 @@ def mend(state: TrainingState, particle: int, directory: RunDirectory) -> str:
     the newest valid checkpoint's, or the start.
     """
     owned = next(p for p in state.particles if p.id == particle)
-    if all(bool(tensor.isfinite().all()) for tensor in checkpoint.particle_tensors(owned).values()):
+    if all(bool(tensor.isfinite().all()) for tensor in owned.tensors().values()):
         return f"particle {particle}: its gradient is not finite; the step is skipped, the particle is as before it"
     found, _ = checkpoint.newest_valid(directory.checkpoints, state.config)
     checkpoint.restore_particle(state, owned, found)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 from collections.abc import Callable
@@ -11,19 +10,19 @@ import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.objectives.objective import Noised
 from dist_vsd.objectives.vsd import phi_loss
-from dist_vsd.priors.prior import Text
-from dist_vsd.training.draws import Chosen, Shot, draw_kept_poses, draw_noise, draw_phi_t
+from dist_vsd.score.camera_embedding import POSE_WIDTHS
+from dist_vsd.training.draws import Shot, draw_kept_poses, draw_noise, draw_phi_t
+from dist_vsd.training.encoded_renders import EncodedRenders
 from dist_vsd.training.phi import PhiTrainer
-from dist_vsd.training.renders import Renders, absent_render
 from dist_vsd.training.report import Report
 from dist_vsd.training.state import TrainingState
+from dist_vsd.training.work import Work
 
 
-def update_phi(
-    state: TrainingState, phi: PhiTrainer, batches: list[Renders], chosen: Chosen, index: int, step: int, report: Report
-) -> None:
-    """Take one AdamW step of phi on the renders of the chosen particles of all ranks (collective).
+class PhiStep:
+    """One AdamW step of phi in the making: passes that leave their gradients in phi, and the step that takes them.
 
     Each render's loss is divided by the global number of renders before backward, so that the sum over ranks is the mean
     whatever each rank's share. A gradient that is not finite is seen by all ranks after the sum, and all skip the step.
@@ -31,108 +30,103 @@ def update_phi(
     Args:
         state: of the run.
         phi: with its optimiser.
+        num_renders: that the step learns from, over all ranks.
+        num_passes: of this rank.
+    """
+
+    def __init__(self, state: TrainingState, phi: PhiTrainer, num_renders: int, num_passes: int) -> None:
+        self._phi, self._schedule, self._y = phi, state.prior.schedule, state.prompt.plain.cond
+        self._loss, self._num_renders, self._num_passes, self._num_done = state.config.score.loss, num_renders, num_passes, 0
+        self._loss_so_far: Tensor | float = 0.0
+
+    @staticmethod
+    def shared_with_theta(state: TrainingState, work: Work) -> PhiStep | None:
+        """Return the step of an update in which phi's training passes serve as its score too (--score.reuse-pass); else None.
+
+        Between one particle step and the next phi is the same for both, so that the score is what a pass of its own would give, to
+        rounding; only phi's draws are no longer its own.
+        """
+        if state.phi is None or not state.config.score.reuse_pass:
+            return None
+        return PhiStep(state, state.phi, work.num_phi_renders, work.passes_for_theta(state.phi))
+
+    def learn_at(self, renders: EncodedRenders, noised: Noised) -> Noised:
+        """Make a training pass at theta's own draws; return them with what it predicted, so that the score needs no pass of its own.
+
+        Args:
+            renders: of x_t, finite.
+            noised: the draws.
+        """
+        return dataclasses.replace(noised, eps_phi=self.learn(renders, renders.x_0, noised.t, noised.eps, noised.pose))
+
+    def learn(self, renders: EncodedRenders, x_t: Tensor, t: Tensor, eps: Tensor, pose: Tensor) -> Tensor:
+        """Make a training pass: add the gradient of the denoising loss to phi's.
+
+        Args:
+            renders: B of them; those that weigh nothing leave no gradient.
+            x_t: (B, ...) noised.
+            t: (B,) timesteps.
+            eps: (B, ...) the noise.
+            pose: (B, P), as phi is told it here.
+
+        Returns:
+            eps_phi at x_t, (B, ...) detached, NaN for a render that was not finite: the pass may serve as the score too.
+        """
+        alpha_t, _ = self._schedule.alpha_sigma(t, x_t)
+        y, predicted = self._y.expand(len(x_t)), []
+
+        def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
+            prediction = eps_phi(x_t, t, y, pose)
+            predicted.append(prediction.detach())
+            losses = phi_loss(prediction, eps, alpha_t if self._loss == "v" else None)
+            return (renders.weight * losses).sum() / self._num_renders
+
+        self._num_done += 1
+        with torch.enable_grad():
+            self._loss_so_far = self._loss_so_far + self._phi.accumulate(loss_of, renders.ids(), self._num_done == self._num_passes)
+        return predicted[0] * torch.where(renders.weight > 0, 1.0, float("nan")).view(-1, *[1] * (x_t.ndim - 1))
+
+    def take(self, state: TrainingState, work: Work, index: int, report: Report) -> None:
+        """Take AdamW's step with what was learned, and report it (collective)."""
+        config, loss = state.config.score, float(self._loss_so_far)  # CPU-GPU sync
+        warmup = min(1.0, (index + 1) / max(1, config.num_warmup_updates))
+        # This rank's share of the global mean, so that the mean over ranks is it.
+        report.figures["phi/loss"].append(loss * state.layout.world_size)
+        order = [(particle, view) for particle in sorted(work.chosen.phi) for view in range(state.layout.num_views)]
+        took_step = self._phi.step(config.lr * warmup, order)
+        report.figures["phi/gradient_norm"].append(self._phi.gradient_norm)
+        if not took_step:
+            cause = "" if math.isfinite(loss) else " (this rank's loss is not finite)"
+            report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}")
+
+
+def update_phi(
+    state: TrainingState, phi: PhiTrainer, work: Work, batches: list[EncodedRenders], index: int, step: int, report: Report
+) -> None:
+    """Take one AdamW step of phi on the renders of the chosen particles of all ranks, at draws of its own (collective).
+
+    Args:
+        state: of the run.
+        phi: with its optimiser.
+        work: of the update.
         batches: this rank's renders, by micro-batch; empty on a rank whose particles are not chosen.
-        chosen: which particles phi learns from.
         index: of the update.
         step: of phi within the update.
         report: takes phi's loss (its mean over ranks is the mean denoising loss over all renders), and a skipped step.
     """
-    count = len(chosen.phi) * state.layout.num_views
-    num_batches = number_of_passes(state, phi, len(batches), chosen.most_on_a_rank(chosen.phi, state.layout))
-    total: Tensor | float = 0.0
-    for number in range(num_batches):
-        is_padding = number >= len(batches)  # a rank with fewer batches joins in the others' passes with a weight of zero
-        batch = absent_render(state) if is_padding else batches[number]
-        loss_of = phi_loss_of(state, batch, batch.weight, count, index, step)
-        total = total + phi.accumulate(loss_of, batch.ids(), number == num_batches - 1)
-    take_step(state, phi, total, chosen, index, report)
+    num_passes = work.passes_of_phi(phi, len(batches))
+    phi_step = PhiStep(state, phi, work.num_phi_renders, num_passes)
+    for number in range(num_passes):  # a rank with fewer batches joins in the others' passes with a weight of zero
+        renders = batches[number] if number < len(batches) else absent_render(state)
+        x_0, shots = renders.x_0, renders.shots
+        t = draw_phi_t(state.config, shots, index, step, state.prior.schedule.num_timesteps).to(x_0.device)
+        eps = draw_noise(state.config, "phi_noise", shots, index, x_0, step)
+        pose = renders.pose * draw_kept_poses(state.config, shots, index, step).to(x_0.device)[:, None]
+        phi_step.learn(renders, add_noise(x_0, eps, *state.prior.schedule.alpha_sigma(t, x_0)), t, eps, pose)
+    phi_step.take(state, work, index, report)
 
 
-def number_of_passes(state: TrainingState, phi: PhiTrainer, num_own: int, most_renders: int) -> int:
-    """Return how many micro-batches this rank runs: its own, at least one, or as many as the rank that has most."""
-    return math.ceil(most_renders / state.micro_batch_size) if phi.same_batches else max(1, num_own)
-
-
-def take_step(state: TrainingState, phi: PhiTrainer, total: Tensor | float, chosen: Chosen, index: int, report: Report) -> None:
-    """Take AdamW's step with what was accumulated, and report it (collective)."""
-    config = state.config
-    warmup = min(1.0, (index + 1) / max(1, config.score.num_warmup_updates))
-    # This rank's share of the global mean, so that the mean over ranks is it.
-    report.figures["phi/loss"].append(float(total) * state.layout.world_size)  # CPU-GPU sync
-    order = [(particle, view) for particle in sorted(chosen.phi) for view in range(state.layout.num_views)]
-    took_step = phi.step(config.score.lr * warmup, order)
-    report.figures["phi/gradient_norm"].append(phi.gradient_norm)
-    if not took_step:
-        cause = "" if math.isfinite(float(total)) else " (this rank's loss is not finite)"
-        report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}")
-
-
-def phi_loss_of(
-    state: TrainingState, batch: Renders, weight: Tensor, count: int, index: int, step: int
-) -> Callable[[Callable[..., Tensor]], Tensor]:
-    """Return the summed, weighted denoising loss of a micro-batch / global count, as a function of eps_phi."""
-    config, prior, x_0 = state.config, state.prior, batch.x_0
-    t = draw_phi_t(config, batch.shots, index, step, prior.schedule.num_timesteps).to(x_0.device)
-    eps = draw_noise(config, "phi_noise", batch.shots, index, x_0, step)
-    pose = batch.pose * draw_kept_poses(config, batch.shots, index, step).to(x_0.device)[:, None]
-    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
-    x_t = add_noise(x_0, eps, alpha_t, sigma_t)
-    y = state.prompt.plain.cond.expand(len(x_t))
-
-    def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
-        losses = phi_loss(eps_phi(x_t, t, y, pose), eps, alpha_t if config.score.loss == "v" else None)
-        return (weight * losses).sum() / count
-
-    return loss_of
-
-
-@dataclasses.dataclass
-class ReusedPass:
-    """phi's training pass at the particles' own t and noise: what it predicts serves as the score too (a Score).
-
-    Between one particle step and the next phi is the same for both, so that the score is what a pass of its own would give, to
-    rounding; only phi's draws are no longer its own.
-
-    Attributes:
-        state: of the run.
-        phi: with its optimiser.
-        count: renders of the update over all ranks.
-        num_passes: of this rank in the update.
-        total: loss so far, this rank's share of the global mean.
-        num_done: passes so far.
-        shots, eps, weight: of the next pass; the weight is 0 where this rank only joins in the others' passes.
-    """
-
-    state: TrainingState
-    phi: PhiTrainer
-    count: int
-    num_passes: int
-    total: Tensor | float = 0.0
-    num_done: int = 0
-    shots: list[Shot] = dataclasses.field(default_factory=list)
-    eps: Tensor | None = None
-    weight: float = 1.0
-
-    def pretrained(self) -> contextlib.AbstractContextManager[None]:
-        """See Score."""
-        return self.phi.score.pretrained()
-
-    def __call__(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
-        """Return eps_phi(x_t), detached, and accumulate the gradient of its denoising loss."""
-        assert self.eps is not None
-        eps, config = self.eps, self.state.config
-        batch = Renders.of(self.shots, x_t, pose)
-        alpha_t, _ = self.state.prior.schedule.alpha_sigma(t, x_t)
-        taken: list[Tensor] = []
-
-        def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
-            prediction = eps_phi(batch.x_0, t, y, pose)
-            taken.append(prediction.detach())
-            losses = phi_loss(prediction, eps, alpha_t if config.score.loss == "v" else None)
-            return (self.weight * batch.weight * losses).sum() / self.count
-
-        self.num_done += 1
-        with torch.enable_grad():
-            self.total = self.total + self.phi.accumulate(loss_of, batch.ids(), self.num_done == self.num_passes)
-        # A render that is not finite keeps its NaN in theta's gradient, where it is noticed.
-        return taken[0] * torch.where(batch.weight > 0, 1.0, float("nan")).view(-1, *[1] * (x_t.ndim - 1))
+def absent_render(state: TrainingState) -> EncodedRenders:
+    """Return a render that weighs nothing; see EncodedRenders.absent."""
+    shot = Shot(state.particles[0].id, state.layout.views[0])
+    return EncodedRenders.absent(shot, state.prior.latent_shape, POSE_WIDTHS[state.config.score.camera], state.prior.device)

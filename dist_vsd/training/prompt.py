@@ -7,11 +7,12 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from dist_vsd.cameras import VIEW_WORDS, Cameras, view_words
+from dist_vsd.cameras import Cameras
 from dist_vsd.config import CameraConfig, RunConfig
 from dist_vsd.diffusion.guidance import FRONT_BEFORE_BACK, FRONT_BEFORE_SIDE, SIDE_BEFORE_BACK, SIDE_BEFORE_FRONT, decay
 from dist_vsd.priors.prior import Text, TextEmbeddings
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.view_words import VIEW_WORDS, view_words
 
 FRONT, SIDE, BACK, OVERHEAD = range(len(VIEW_WORDS))
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 
+import torch
 from torch import Tensor
+
+from dist_vsd.objectives.objective import Cotangents
+from dist_vsd.particles.particle import Render
 
 
 @dataclasses.dataclass
@@ -26,6 +30,20 @@ class Report:
     gaps: list[tuple[Tensor, Tensor]] = dataclasses.field(default_factory=list)
     events: list[str] = dataclasses.field(default_factory=list)
     bad_particles: list[int] = dataclasses.field(default_factory=list)
+
+    def add(self, cotangents: Cotangents, renders: list[Render], noise_level: Tensor | None) -> None:
+        """Take in a micro-batch.
+
+        Args:
+            cotangents: of the objective.
+            renders: B of them.
+            noise_level: (B,) t / T, or None where nothing was noised.
+        """
+        for name, figure in cotangents.figures.items():
+            self.figures[name].append(figure)
+        if cotangents.score_gap is not None and noise_level is not None:
+            self.gaps.append((noise_level, cotangents.score_gap))
+        self.figures["theta/opacity"].append(torch.stack([render.opacity.mean() for render in renders]).mean().detach())
 
     def means(self) -> dict[str, float]:
         """Return the mean of each figure (a CPU-GPU sync), and the seconds as ``seconds/<stage>``."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import torch
 from accelerate import Accelerator
@@ -14,30 +13,17 @@ from dist_vsd.config import RunConfig
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
-from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER, ClipScorer
+from dist_vsd.objectives.objective import Objective
+from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior, load_unet
 from dist_vsd.score.lora_unet import LoraScore
-from dist_vsd.training.owned_particle import OwnedParticle, build_particle
 from dist_vsd.training.phi import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
+from dist_vsd.training.placement import Offloaded, OnDevice, Placement
 from dist_vsd.training.prompt import Prompt, embed_prompt
-from dist_vsd.training.residence import Offloaded, OnDevice, Residence
 
 # In fp16 the gradient of a mean over 16,384 coordinates falls below the smallest number on its way through the UNet.
 FP16_LOSS_SCALE = 2.0**13
 DTYPES = {"": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclasses.dataclass(frozen=True)
-class ClipGuide:
-    """What the objective `clip` pulls towards.
-
-    Attributes:
-        scorer: CLIP.
-        text: (D,) unit vector of the prompt.
-    """
-
-    scorer: ClipScorer
-    text: Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,9 +37,9 @@ class TrainingState:
         prior: the frozen model.
         prompt: embedded.
         particles: this rank's, in the order of their ids.
-        residence: where the particles are between their turns.
+        placement: where the particles are between their turns.
         phi: eps_phi with its optimiser, or None for an objective that needs none.
-        clip: of the objective `clip`, else None.
+        objective: what pulls on the particles.
     """
 
     config: RunConfig
@@ -62,9 +48,9 @@ class TrainingState:
     prior: StableDiffusionPrior
     prompt: Prompt
     particles: list[OwnedParticle]
-    residence: Residence
+    placement: Placement
     phi: PhiTrainer | None
-    clip: ClipGuide | None = None
+    objective: Objective
 
     @property
     def micro_batch_size(self) -> int:
@@ -90,26 +76,28 @@ def build_state(config: RunConfig, layout: Layout, device: torch.device, acceler
     collectives = Collectives(layout)
     offload = config.particles.offload
     particles = [build_particle(config, particle, torch.device("cpu") if offload else device) for particle in layout.particles]
-    residence = Offloaded(particles, device) if offload else OnDevice()
-    phi = build_phi(config, prior, collectives, accelerator) if config.objective == "vsd" else None
-    clip = load_clip(config, device) if config.objective == "clip" else None
-    return TrainingState(config, layout, collectives, prior, prompt, particles, residence, phi, clip)
+    placement = Offloaded(particles, device) if offload else OnDevice()
+    row = config.objective_row
+    phi = build_phi(config, prior, collectives, accelerator) if row.needs_phi else None
+    objective = row.objective_class()(config, prior, phi.score if phi is not None else None)
+    return TrainingState(config, layout, collectives, prior, prompt, particles, placement, phi, objective)
+
+
+def build_particle(config: RunConfig, particle: int, device: torch.device) -> OwnedParticle:
+    """Make one particle at its start, drawn by its id."""
+    row = config.representation_row
+    theta = row.particle_class()(row.settings(config), keyed_generator(config.seed, "initialize_theta", particle=particle))
+    return OwnedParticle.of(particle, theta.to(device))
 
 
 def check_shape(config: RunConfig, prior: StableDiffusionPrior) -> None:
     """Refuse latent particles of another shape than the prior's latents."""
     wanted, given = prior.latent_shape, (config.latent.channels, config.latent.resolution, config.latent.resolution)
-    if config.representation == "latent" and given != wanted:
+    if config.representation_row.is_latent and given != wanted:
         raise ValueError(
             f"the prior's latents have {wanted[0]} channels of {wanted[1]} x {wanted[2]}, got latent.channels {given[0]} and "
             f"latent.resolution {given[1]}: use --latent.channels {wanted[0]} --latent.resolution {wanted[1]}"
         )
-
-
-def load_clip(config: RunConfig, device: torch.device) -> ClipGuide:
-    """Load the CLIP that guides, and embed the prompt by it (without view words, as Dream Fields does)."""
-    scorer = ClipScorer.load(Path(config.clip.model) if config.clip.model else EMBEDDED_CLIP_FOLDER, device)
-    return ClipGuide(scorer, scorer.embed_texts([config.prompt])[0])
 
 
 def build_phi(

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from dist_vsd.cameras import VIEW_WORDS, view_words
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
+from dist_vsd.view_words import VIEW_WORDS, view_words
 
 DROP_ALL, DROP_VIEW, DROP_COLOR = 0.10, 0.15, 0.20
 MAX_TOKENS = 16

@@ -1,4 +1,4 @@
-"""training/residence.py and micro-batches: where particles are kept, and how they are batched, changes no result."""
+"""training/placement.py and micro-batches: where particles are kept, and how they are batched, changes no result."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import torch
 
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.runs.checkpoint import newest_valid, particle_tensors, restore, save
-from dist_vsd.training.residence import Offloaded
+from dist_vsd.runs.checkpoint import newest_valid, restore, save
+from dist_vsd.training.placement import Offloaded
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
 
@@ -33,7 +33,7 @@ def after(config, num_updates, **layout):
 
 
 def everything(state):
-    tensors = {f"{p.id}/{name}": t.clone() for p in state.particles for name, t in particle_tensors(p).items()}
+    tensors = {f"{p.id}/{name}": t.clone() for p in state.particles for name, t in p.tensors().items()}
     return tensors | {name: t.detach().clone() for name, t in phi_tensors(state).items()}
 
 
@@ -44,10 +44,10 @@ def plain():
 
 def test_offloading_changes_no_bit_and_keeps_two_micro_batches_at_most(plain):
     state = after(OFFLOADED, 3)
-    residence = state.residence
-    assert isinstance(residence, Offloaded)
-    assert residence.resident == set()
-    assert residence.most_resident == 4  # the two that render and the two that are brought, of five
+    placement = state.placement
+    assert isinstance(placement, Offloaded)
+    assert placement.resident == set()
+    assert placement.most_resident == 4  # the two that render and the two that are brought, of five
     offloaded = everything(state)
     assert offloaded.keys() == plain.keys()
     assert [name for name in plain if not torch.equal(plain[name], offloaded[name])] == []
@@ -56,7 +56,7 @@ def test_offloading_changes_no_bit_and_keeps_two_micro_batches_at_most(plain):
 def test_an_idle_particle_holds_the_hosts_memory_and_no_gradient():
     state = after(OFFLOADED, 1)
     for particle in state.particles:
-        host = {tensor.data_ptr() for tensor in state.residence._host[particle.id].values()}
+        host = {tensor.data_ptr() for tensor in state.placement._host[particle.id].values()}
         assert {parameter.data_ptr() for parameter in particle.theta.parameters()} <= host
         assert all(parameter.grad is None for parameter in particle.theta.parameters())
 

@@ -8,10 +8,10 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dist_vsd.training.owned_particle import OwnedParticle
+from dist_vsd.particles.owned_particle import OwnedParticle
 
 
-class Residence(Protocol):
+class Placement(Protocol):
     """What an update tells about the particles that it works on."""
 
     def fetch(self, particles: Sequence[OwnedParticle]) -> None:

@@ -1,0 +1,74 @@
+"""Every kind of particle in one table: what makes it, its settings, and what it can do. A new one is its file and a row here.
+
+No torch is imported here: a configuration asks this table what exists.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from typing import TYPE_CHECKING, Any
+
+from dist_vsd.particles.particle_configs import ImageConfig, LatentConfig, RadianceFieldConfig, SirenConfig
+
+if TYPE_CHECKING:
+    from dist_vsd.particles.particle import Particle
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Representation:
+    """What the rest of the program knows of a kind of particle.
+
+    Attributes:
+        made_by: "module:Class" of it; a name, so that its code is imported where a particle is made, and nowhere else.
+        section: where its settings stand in a run's configuration.
+        config: their dataclass.
+        shows: what its renders have, out of color, opacity, depth and normal.
+        is_flat: a picture, the same from every camera: its prompt has no view words, and phi is told no pose.
+        is_latent: its pictures are x_0 of the prior, which needs no encoding and has to be decoded to be looked at.
+        becomes: whether it can be set to a picture (``Particle.become``), such as a sample of the prior.
+        is_volume: whether it has a density and a colour at each point of a cube, from which meshes and overlaps are made.
+    """
+
+    made_by: str
+    section: str
+    config: type
+    shows: tuple[str, ...]
+    is_flat: bool = False
+    is_latent: bool = False
+    becomes: bool = False
+    is_volume: bool = False
+
+    def particle_class(self) -> type[Particle]:
+        """Return the class of its particles."""
+        return pkgutil.resolve_name(self.made_by)
+
+    def settings(self, config: Any) -> Any:
+        """Return its section of a run's configuration."""
+        return getattr(config, self.section)
+
+
+REPRESENTATIONS: dict[str, Representation] = {
+    "radiance_field": Representation(
+        made_by="dist_vsd.particles.radiance_field:RadianceField",
+        section="field",
+        config=RadianceFieldConfig,
+        shows=("color", "opacity"),
+        is_volume=True,
+    ),
+    "image": Representation(
+        made_by="dist_vsd.particles.image:ImageParticle", section="image", config=ImageConfig, shows=("color",), is_flat=True, becomes=True
+    ),
+    "latent": Representation(
+        made_by="dist_vsd.particles.latent:LatentParticle",
+        section="latent",
+        config=LatentConfig,
+        shows=("color",),
+        is_flat=True,
+        is_latent=True,
+        becomes=True,
+    ),
+    "siren": Representation(
+        made_by="dist_vsd.particles.siren:SirenParticle", section="siren", config=SirenConfig, shows=("color",), is_flat=True
+    ),
+}

@@ -1,0 +1,146 @@
+"""theta's part of an update: the backward pass to theta, and Adam's step of a particle, over the ranks that share it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from dist_vsd.config import RunConfig
+from dist_vsd.distributed.random import keyed_generator
+from dist_vsd.objectives.objective import Cotangents
+from dist_vsd.particles.owned_particle import THETA, OwnedParticle
+from dist_vsd.particles.particle import Render
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.training.report import Report
+from dist_vsd.training.state import TrainingState
+from dist_vsd.training.work import MicroBatch
+
+# Colours settle last: rates that fall from the start leave a duck without its orange beak.
+DECAY_BEGINS = 0.6
+
+
+class ThetaStep:
+    """The steps of this rank's particles in one update.
+
+    Args:
+        state: of the run.
+        index: of the update.
+        report: takes norms, and particles whose step was skipped.
+    """
+
+    def __init__(self, state: TrainingState, index: int, report: Report) -> None:
+        self._state, self._index, self._report = state, index, report
+        # In the deterministic mode: the gradient of each view of each particle by itself.
+        self._by_view: dict[tuple[int, int], list[Tensor]] = {}
+
+    def backward(self, batch: MicroBatch, cotangents: Cotangents, renders: list[Render], x_0: Tensor | None) -> None:
+        """Add the gradient of a micro-batch, the mean over a particle's views, of which other ranks may hold some."""
+        config, layout = self._state.config, self._state.layout
+        for shot in batch.shots:
+            if shot.view == layout.views[0] or config.deterministic:
+                theta = batch.particle_of(shot).theta
+                theta.zero_grad(set_to_none=True)
+                for statistic in theta.statistics:
+                    statistic.zero_()
+        roots = list(cotangents.roots)
+        penalty = sum(regularization(config, self._index, one) for one in renders)
+        if config.regularization.reconstruction > 0 and x_0 is not None:
+            penalty = penalty + config.regularization.reconstruction * reconstruction_loss(self._state.prior, renders, x_0)
+        if isinstance(penalty, Tensor):
+            roots.append((penalty, None))
+        # Multiplying by 1 / views before backward: the chain is linear.
+        share = 1.0 / layout.num_views
+        tensors, gradients = zip(*((root, share * (torch.ones_like(root) if g is None else g)) for root, g in roots), strict=True)
+        torch.autograd.backward(tensors, gradients)
+        if config.deterministic:
+            (shot,) = batch.shots
+            self._by_view[shot.particle, shot.view] = self._sums_of(batch.particle_of(shot))
+
+    @staticmethod
+    def _sums_of(particle: OwnedParticle) -> list[Tensor]:
+        """Return what the ranks that share a particle add up: its gradients, and the statistics that tell where it grows."""
+        return [*particle.gradients, *(statistic.clone() for statistic in particle.theta.statistics)]
+
+    def take(self, particle: OwnedParticle) -> None:
+        """Take Adam's step of one particle (collective over its view axis); a gradient that is not finite skips the step."""
+        state, parameters = self._state, particle.parameters
+        statistics = particle.theta.statistics
+        if state.config.deterministic:
+            order = [(particle.id, view) for view in range(state.layout.num_views)]
+            rows = {row: self._by_view.pop(row) for row in order if row in self._by_view}
+            total = state.collectives.sum_in_order(rows, order, "views", [*parameters, *statistics])
+        else:
+            total = self._sums_of(particle)
+            state.collectives.sum_over_views(total)
+        for parameter, gradient in zip(parameters, total, strict=False):
+            parameter.grad = gradient
+        norm = float(torch.nn.utils.get_total_norm(total[: len(parameters)]))  # CPU-GPU sync
+        self._report.figures["theta/gradient_norm"].append(norm)
+        self._report.figures["theta/skipped"].append(0.0 if math.isfinite(norm) else 1.0)
+        if not math.isfinite(norm):
+            self._report.bad_particles.append(particle.id)
+            return
+        decay = learning_rate_factor(self._index / state.config.num_updates, state.config.final_lr_fraction)
+        for group, start in zip(particle.optimizer.param_groups, particle.theta.parameter_groups(), strict=True):
+            group["lr"] = start["lr"] * decay
+        particle.optimizer.step()
+        if statistics:
+            particle.theta.count(total[len(parameters) :])
+        if particle.theta.changes_at(self._index):
+            change(state, particle, self._index)
+
+
+def change(state: TrainingState, particle: OwnedParticle, index: int) -> None:
+    """Refresh or grow a particle, decided on the first of the ranks that share it and sent to the others (collective over them).
+
+    Decided by each for itself, grids may drift apart: on a GPU entries that are written twice are written in any order.
+    """
+    is_first = state.layout.view_rank == 0
+    if is_first:
+        shapes = [parameter.shape for parameter in particle.parameters]
+        generator = keyed_generator(state.config.seed, "occupancy", particle=particle.id, update=index)
+        particle.theta.after_update(index, generator, particle.optimizer)
+    if state.layout.view_ranks == 1:
+        return
+    sent = None
+    if is_first:
+        has_grown = shapes != [parameter.shape for parameter in particle.parameters]
+        buffers = {f"{THETA}{name}" for name, _ in particle.theta.named_buffers()}
+        sent = {name: tensor for name, tensor in particle.tensors().items() if has_grown or name in buffers}
+    received = state.collectives.from_first_view_rank(sent)
+    if not is_first:
+        own = particle.tensors()
+        particle.restore((own if not any("optimizer/" in name for name in received) else {}) | received)
+
+
+def regularization(config: RunConfig, index: int, render: Render) -> Tensor | float:
+    """Weigh a render's regularisers; 0.0 where there are none or none acts."""
+    weights = config.regularization.of_renders
+    if not render.regularizers or index < config.regularization.begin_at * config.num_updates:
+        return 0.0
+    return sum((weight * render.regularizers[name]() for name, weight in weights.items() if weight > 0), start=0.0)
+
+
+def reconstruction_loss(prior: StableDiffusionPrior, renders: list[Render], x_0: Tensor) -> Tensor:
+    """Return the sum over renders of the mean ||image - D(x_0)||^2 over pixels; the gradient flows to the images, not through D or E.
+
+    An encoder sees much less than a picture holds, and the score moves a picture that is free in every pixel, or a network of
+    its coordinates, to what only the encoder takes for the prompt. This keeps it near the picture that its latent stands for.
+
+    Args:
+        prior: whose decoder D is.
+        renders: B of them.
+        x_0: (B, ...) them, encoded.
+    """
+    image = torch.cat([render.image for render in renders])
+    with torch.no_grad():
+        decoded = torch.nn.functional.interpolate(prior.decode(x_0).float(), image.shape[-2:], mode="bilinear", antialias=True)
+    return (image - decoded).square().flatten(1).mean(1).sum()
+
+
+def learning_rate_factor(progress: float, final_fraction: float) -> float:
+    """Return the factor of theta's learning rates at a progress in [0, 1): 1 until DECAY_BEGINS, then linearly to final_fraction."""
+    decayed = max(0.0, progress - DECAY_BEGINS) / (1.0 - DECAY_BEGINS)
+    return 1.0 - (1.0 - final_fraction) * decayed
