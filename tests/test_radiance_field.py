@@ -183,6 +183,16 @@ def test_a_refresh_depends_on_the_given_generator_alone_and_leaves_the_global_on
     assert not torch.equal(theta.occupancy.occs, third.occupancy.occs)
 
 
+def test_a_refresh_draws_from_the_whole_state_of_its_generator():
+    """Two generators of the same initial_seed(), of which one has drawn: a seed would give both the same grid."""
+    advanced = generator(3)
+    torch.rand(1, generator=advanced)
+    theta, other = make(), make()
+    theta.after_update(0, generator(3))
+    other.after_update(0, advanced)
+    assert not torch.equal(theta.occupancy.occs, other.occupancy.occs)
+
+
 def test_the_grid_is_refreshed_every_so_many_updates_alone():
     theta = make(occupancy_every=4)
     for update in (1, 2, 3, 5, 7):

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
+from dist_vsd.distributed.random import lent_to_global
 from dist_vsd.particles.dense_grid import DenseGrid, DenseGridConfig
 from dist_vsd.particles.hash_grid import HashGrid, HashGridConfig
 from dist_vsd.particles.particle import Particle, Render
@@ -164,10 +165,8 @@ class RadianceField(Particle):
         if update % config.occupancy_every:
             return
         step = 2 * config.bound / config.num_samples
-        devices = [self.occupancy.binaries.device] if self.occupancy.binaries.is_cuda else []
         # nerfacc draws from the global generators: lend it ours, so that the grid does not depend on the layout.
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(generator.initial_seed())
+        with lent_to_global(generator, self.occupancy.binaries.device):
             self.occupancy.train()
             self.occupancy.update_every_n_steps(
                 step=update,
