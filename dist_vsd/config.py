@@ -71,7 +71,9 @@ class RegularizationConfig:
     opacity: float = 0.0
     """Of the mean opacity: empties what the prior does not ask for."""
     entropy: float = 0.0
-    """Of the pixels' binary opacity entropy: solid or empty, not fog."""
+    """Of the binary entropy of the pixels' opacity, nats: solid or empty, not fog."""
+    weight_entropy: float = 0.0
+    """Of the binary entropy of the samples' compositing weights along rays, bits: the same aim, as published (10; 100 if foggy)."""
     depth_variance: float = 0.0
     """Of the variance of depth along rays (HiFA's z-variance): thin surfaces."""
     begin_at: float = 0.0

@@ -226,6 +226,8 @@ def test_fp64_renders_in_fp64():
         ({"background": "black"}, "field.background must be one of white, learned, random"),
         ({"num_samples": 0}, "field.num_samples must be at least 1, got 0"),
         ({"occupancy_every": 0}, "field.occupancy_every must be at least 1"),
+        ({"random_background_share": 1.5}, r"field.random_background_share must be in \[0, 1\], got 1.5: change --field.ran"),
+        ({"random_background_share": -0.1}, r"must be in \[0, 1\], got -0.1"),
         ({"bound": 0.0}, "field.bound and density_radius must be positive"),
         ({"density_radius": -1.0}, "got 1.0 and -1.0"),
     ],

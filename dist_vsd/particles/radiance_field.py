@@ -43,6 +43,8 @@ class RadianceFieldConfig:
     """Radius of that ball, scene units."""
     background: str = "white"
     """white, learned (a small MLP of the direction) or random (a colour drawn for each render)."""
+    random_background_share: float = 0.0
+    """Share of the renders that a particle learns from which lie over a random colour instead of that background (published: 0.5)."""
     encoding_lr: float = 1e-2
     mlp_lr: float = 3e-3
     background_lr: float = 1e-3
@@ -64,8 +66,9 @@ class RadianceFieldConfig:
         for name in ("hidden_width", "num_samples", "occupancy_resolution", "occupancy_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"field.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.origin_decay <= 1.0:
-            raise ValueError(f"field.origin_decay must be in [0, 1], got {self.origin_decay}")
+        for name in ("origin_decay", "random_background_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"field.{name} must be in [0, 1], got {getattr(self, name)}: change --field.{name.replace('_', '-')}")
         if self.bound <= 0 or self.density_radius <= 0:
             raise ValueError(f"field.bound and density_radius must be positive, got {self.bound} and {self.density_radius}")
 
@@ -111,8 +114,8 @@ class RadianceField(Particle):
     def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
         """Render B images by volume rendering; see Particle.render.
 
-        Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, the mean binary entropy of
-        the pixels' opacity in nats (pixels should be solid or empty); ``depth_variance``, see Rays.
+        Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, of the pixels' opacity;
+        ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays.
         """
         config = self.config
         batch, device = len(cameras), cameras.c2w.device
@@ -126,15 +129,16 @@ class RadianceField(Particle):
         background = self._background(directions, batch, generator)
         color = rays.color + (1 - rays.opacity[:, None]) * background
 
-        def entropy() -> Tensor:
-            opacity = rays.opacity.clamp(1e-5, 1 - 1e-5)
-            return -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log()).mean()
-
         return Render(
             as_images(color, batch, size),
             as_images(rays.opacity[:, None], batch, size),
             as_images(rays.color, batch, size),
-            {"opacity": rays.opacity.mean, "entropy": entropy, "depth_variance": rays.depth_variance},
+            {
+                "opacity": rays.opacity.mean,
+                "entropy": rays.opacity_entropy,
+                "weight_entropy": rays.weight_entropy,
+                "depth_variance": rays.depth_variance,
+            },
         )
 
     def _background(self, directions: Tensor, batch: int, generator: torch.Generator | None) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 from dist_vsd.cameras import Cameras
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.ancestral import ancestral_sample
+from dist_vsd.particles.background import over_random_background
 from dist_vsd.particles.particle import Render
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.score.camera_embedding import pose_of
@@ -186,10 +187,15 @@ def render_shots(state: TrainingState, shots: list[Shot], index: int) -> tuple[C
     config = state.config
     thetas = {particle.id: particle.theta for particle in owners(state, shots)}
     cameras = draw_cameras(config, shots, index).to(state.prior.device, next(thetas[shots[0].particle].parameters()).dtype)
-    return cameras, [
+    images = [
         thetas[shot.particle].render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
         for i, shot in enumerate(shots)
     ]
+    share = config.field.random_background_share
+    if share > 0:
+        pairs = zip(images, shots, strict=True)
+        images = [over_random_background(image, share, key(config, "background", shot, index)) for image, shot in pairs]
+    return cameras, images
 
 
 def reconstruction_loss(prior: StableDiffusionPrior, images: list[Render], x_0: Tensor) -> Tensor:
@@ -295,7 +301,8 @@ def learning_rate_factor(progress: float, final_fraction: float) -> float:
 def regularization(state: TrainingState, index: int, render: Render) -> Tensor | float:
     """Weigh a render's regularisers; 0.0 where there are none or none acts."""
     config = state.config.regularization
-    weights = {"opacity": config.opacity, "entropy": config.entropy, "depth_variance": config.depth_variance}
+    names = ("opacity", "entropy", "weight_entropy", "depth_variance")
+    weights = {name: getattr(config, name) for name in names}
     if not render.regularizers or index < config.begin_at * state.config.num_updates:
         return 0.0
     return sum((weight * render.regularizers[name]() for name, weight in weights.items() if weight > 0), start=0.0)
