@@ -49,6 +49,25 @@ def phi_loss_is_nan(here):
     module.phi_loss_of = loss_of
 
 
+def phi_overflows(here):
+    """Let phi's loss of one rank pass through fp16, amplified, in a run that scales its loss as in fp16; every rank tells its scale."""
+    from dist_vsd.training import phi_step
+    from dist_vsd.training.loss_scale import FP16_START, LossScale
+
+    def loss_of(*arguments, original=phi_step.phi_loss_of):
+        plain = original(*arguments)
+        # The gradient in fp16 is 100 times the scale (times the ranks, which DDP averages over): above 65,504 it overflows.
+        return (lambda eps_phi: 100 * (plain(eps_phi) / 100).half().float()) if here else plain
+
+    def update(self, took_step, original=LossScale.update):
+        original(self, took_step)
+        print(f"rank {os.environ.get('RANK', '0')}: step {took_step}, scale {self.value:g}", flush=True)
+
+    phi_step.phi_loss_of = loss_of
+    LossScale.of = staticmethod(lambda _precision: LossScale(FP16_START))
+    LossScale.update = update
+
+
 def no_reduction(_here):
     """Leave out the reduction of phi's gradient, on all ranks: the mistake that public LoRA trainers made."""
     from dist_vsd.training import phi
@@ -96,7 +115,10 @@ def teardown_aborts(here):
         globals()["_kept_to_the_end"] = Abort()
 
 
-ALL = (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, rank_is_slow, killed_inside_a_checkpoint, teardown_aborts)
+ALL = (
+    theta_becomes_nan, render_is_nan, phi_loss_is_nan, phi_overflows, no_reduction, rank_is_slow, killed_inside_a_checkpoint,
+    teardown_aborts,
+)  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 
 

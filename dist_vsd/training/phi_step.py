@@ -64,7 +64,8 @@ def take_step(state: TrainingState, phi: PhiTrainer, total: Tensor | float, chos
     report.figures["phi/gradient_norm"].append(phi.gradient_norm)
     if not took_step:
         cause = "" if math.isfinite(float(total)) else " (this rank's loss is not finite)"
-        report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}")
+        scale = f"; its loss is scaled by {phi.loss_scale.value:g} from now on" if phi.loss_scale.is_used else ""
+        report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}{scale}")
 
 
 def phi_loss_of(
