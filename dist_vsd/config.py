@@ -58,7 +58,9 @@ class RegularizationConfig:
     opacity: float = 0.0
     """Of the mean opacity: empties what the prior does not ask for."""
     entropy: float = 0.0
-    """Of the pixels' binary opacity entropy: solid or empty, not fog."""
+    """Of the binary entropy of the pixels' opacity, nats: solid or empty, not fog."""
+    weight_entropy: float = 0.0
+    """Of the binary entropy of the samples' compositing weights along rays, bits: the same aim, as published (10; 100 if foggy)."""
     depth_variance: float = 0.0
     """Of the variance of depth along rays (HiFA's z-variance): thin surfaces."""
     begin_at: float = 0.0
@@ -70,7 +72,7 @@ class RegularizationConfig:
     @property
     def of_renders(self) -> dict[str, float]:
         """The weights of a render's own regularisers, by their names in Render.regularizers."""
-        return {"opacity": self.opacity, "entropy": self.entropy, "depth_variance": self.depth_variance}
+        return {name: getattr(self, name) for name in ("opacity", "entropy", "weight_entropy", "depth_variance")}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

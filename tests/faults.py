@@ -83,6 +83,25 @@ def grid_is_refreshed_otherwise(here):
     RadianceField.after_update = after_update
 
 
+def phi_overflows(here):
+    """Let phi's loss of one rank pass through fp16, amplified, in a run that scales its loss as in fp16; every rank tells its scale."""
+    from dist_vsd.training import phi_step
+    from dist_vsd.training.loss_scale import FP16_START, LossScale
+
+    def loss(*arguments, original=phi_step.phi_loss):
+        # Of two renders on two ranks, the gradient in fp16 is 200 times the scale: above 65,504 it overflows.
+        plain = original(*arguments)
+        return 200 * (plain / 200).half().float() if here else plain
+
+    def update(self, took_step, original=LossScale.update):
+        original(self, took_step)
+        print(f"rank {os.environ.get('RANK', '0')}: step {took_step}, scale {self.value:g}", flush=True)
+
+    phi_step.phi_loss = loss
+    LossScale.of = staticmethod(lambda _precision: LossScale(FP16_START))
+    LossScale.update = update
+
+
 def no_reduction(_here):
     """Leave out the reduction of phi's gradient, on all ranks: the mistake that public LoRA trainers made."""
     from dist_vsd.training import phi
@@ -125,8 +144,8 @@ def teardown_aborts(here):
 
 
 ALL = (
-    theta_becomes_nan, render_is_nan, phi_loss_is_nan, theta_drifts, grid_is_refreshed_otherwise, no_reduction, rank_is_slow,
-    killed_inside_a_checkpoint, teardown_aborts,
+    theta_becomes_nan, render_is_nan, phi_loss_is_nan, phi_overflows, theta_drifts, grid_is_refreshed_otherwise, no_reduction,
+    rank_is_slow, killed_inside_a_checkpoint, teardown_aborts,
 )  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 

@@ -69,6 +69,7 @@ VALUE_CASES = {
     'train "a duck" --score.rank 0': ("score.rank must be at least 1, got 0", "--score.rank"),
     'train "a duck" --score.steps-per-update 0': ("score.steps_per_update must be at least 1, got 0", "--score.steps-per-update"),
     'train "a duck" --image.resolution 0': ("image.resolution must be at least 1, got 0", "--image.resolution"),
+    'train "a duck" --field.random-background-share 2': ("field.random_background_share must be in [0, 1], got 2.0", "--field.random-"),
     'train "a duck" --field.num-samples 0': ("field.num_samples must be at least 1, got 0",),
     'train "a duck" --seed -1': ("seed must be 0 or more, got -1", "--seed"),
     'train "a duck" --seed one': ("--seed", "one"),

@@ -182,6 +182,16 @@ def test_a_refresh_depends_on_the_given_generator_alone_and_leaves_the_global_on
     assert not torch.equal(theta.occupancy.occs, third.occupancy.occs)
 
 
+def test_a_refresh_draws_from_the_whole_state_of_its_generator():
+    """Two generators of the same initial_seed(), of which one has drawn: a seed would give both the same grid."""
+    advanced = generator(3)
+    torch.rand(1, generator=advanced)
+    theta, other = make(), make()
+    theta.after_update(0, generator(3))
+    other.after_update(0, advanced)
+    assert not torch.equal(theta.occupancy.occs, other.occupancy.occs)
+
+
 def test_the_grid_is_refreshed_every_so_many_updates_alone():
     theta = make(occupancy_every=4)
     assert [update for update in range(10) if theta.changes_at(update)] == [0, 4, 8]
@@ -211,6 +221,8 @@ def test_fp64_renders_in_fp64():
         ({"background": "black"}, "field.background must be one of white, learned, random"),
         ({"num_samples": 0}, "field.num_samples must be at least 1, got 0"),
         ({"occupancy_every": 0}, "field.occupancy_every must be at least 1"),
+        ({"random_background_share": 1.5}, r"field.random_background_share must be in \[0, 1\], got 1.5: change --field.ran"),
+        ({"random_background_share": -0.1}, r"must be in \[0, 1\], got -0.1"),
         ({"bound": 0.0}, "field.bound and density_radius must be positive"),
         ({"density_radius": -1.0}, "got 1.0 and -1.0"),
     ],

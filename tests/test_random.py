@@ -1,11 +1,13 @@
 """distributed/random.py: numbers depend on their key, on all of it, and on nothing else."""
 
+import hashlib
 import typing
 
+import numpy as np
 import pytest
 import torch
 
-from dist_vsd.distributed.random import Purpose, keyed_generator
+from dist_vsd.distributed.random import Purpose, check_layout, keyed_generator, lent_to_global, next_64_bits
 
 KEY = {"seed": 3, "purpose": "noise", "particle": 4, "view": 5, "update": 6, "step": 7}
 
@@ -40,12 +42,110 @@ def test_neighbouring_keys_are_uncorrelated():
     assert float(correlation.abs().max()) < 0.128
 
 
+def seed_of_64_bits(update):
+    """Return 63 bits of a hash of a key, of which manual_seed() keeps the lowest 32."""
+    return int.from_bytes(hashlib.blake2b(f"0/noise/0/0/{update}/0".encode(), digest_size=8).digest(), "little") >> 1
+
+
+def keys_that_32_bits_confuse():
+    """Return the first two updates whose keys agree in 32 bits of a hash: some 80,000 make it likely, 200,000 all but certain."""
+    seen = {}
+    for update in range(200_000):
+        other = seen.setdefault(seed_of_64_bits(update) & 0xFFFFFFFF, update)
+        if other != update:
+            return other, update
+    raise AssertionError("no two agree")
+
+
+def test_keys_that_agree_in_32_bits_of_a_hash_draw_different_numbers():
+    pair = keys_that_32_bits_confuse()
+    one, other = (torch.rand(4, generator=torch.Generator().manual_seed(seed_of_64_bits(update))) for update in pair)
+    assert torch.equal(one, other)  # what a seed would do to them
+    one, other = (torch.rand(4, generator=keyed_generator(0, "noise", update=update)) for update in pair)
+    assert not torch.equal(one, other)
+
+
+def words_of(key):
+    """Return the 32-bit outputs of numpy's MT19937 whose 624 words are SHAKE-256 of a key, after its first 8 bytes."""
+    twister = np.random.MT19937()
+    words = np.frombuffer(hashlib.shake_256(key).digest(8 + 4 * 624), "<u4", offset=8)
+    twister.state = {"bit_generator": "MT19937", "state": {"key": words, "pos": 624}}
+    return twister.random_raw(2000)
+
+
+def test_the_generator_is_mt19937_with_all_of_its_state_from_the_key():
+    drawn = torch.rand(2000, generator=keyed_generator(3, "noise", particle=4, view=5, update=6, step=7))
+    # torch's uniform fp32 is the lowest 24 bits of an output, / 2^24; 2,000 of them go through three twists of the state.
+    expected = (words_of(b"3/noise/4/5/6/7") & 0xFFFFFF).astype(np.float32) / 2**24
+    assert torch.equal(drawn, torch.from_numpy(expected))
+
+
+def test_normal_numbers_are_standard_and_repeat():
+    drawn = torch.randn(100_000, generator=keyed_generator(**KEY), dtype=torch.float64)
+    assert torch.equal(drawn, torch.randn(100_000, generator=keyed_generator(**KEY), dtype=torch.float64))
+    # Four standard deviations of the estimates: 1 / sqrt(n), sqrt(2 / n) and, of the fourth moment, sqrt(96 / n).
+    assert float(drawn.mean()) == pytest.approx(0, abs=0.013)
+    assert float(drawn.var()) == pytest.approx(1, abs=0.018)
+    assert float((drawn**4).mean()) == pytest.approx(3, abs=0.13)
+
+
+def test_an_odd_number_of_normal_draws_leaves_nothing_for_another_key():
+    """torch keeps the second number of a pair in its generator's state."""
+    first = torch.randn(3, generator=keyed_generator(**KEY))
+    torch.randn(1, generator=keyed_generator(0, "camera"))
+    assert torch.equal(torch.randn(3, generator=keyed_generator(**KEY)), first)
+
+
+def another_layout():
+    state = torch.Generator().manual_seed(9).get_state()
+    moved = torch.cat([state[:24], state[32:], state[24:32]])
+    return {"shorter": state[:-8], "words elsewhere": moved, "another head": state.roll(4)}
+
+
+@pytest.mark.parametrize("kind", ["shorter", "words elsewhere", "another head"])
+def test_another_layout_of_torchs_state_is_refused(kind):
+    check_layout(torch.Generator().manual_seed(9).get_state(), 9)
+    with pytest.raises(RuntimeError, match=r"must be 5056 bytes with MT19937's 624 words from byte 24 on, got 50\d\d bytes"):
+        check_layout(another_layout()[kind], 9)
+
+
 def test_the_numbers_of_a_key_are_pinned():
     """A change of the scheme would silently make every resumed run another one: bump the checkpoint's version with it."""
-    # blake2b of the key, little end first, without its lowest bit: 64 bits made to fit torch's signed seed.
-    assert keyed_generator(0, "noise").initial_seed() == 8_298_507_272_132_640_437
     drawn = torch.rand(3, generator=keyed_generator(0, "noise"), dtype=torch.float64)
-    assert drawn.tolist() == [0.5787563316183876, 0.7485532257615035, 0.42655732520757683]
+    # By numpy's MT19937 too: the lowest 53 bits of two outputs, the first of them above, / 2^53.
+    assert drawn.tolist() == [0.3831308270756987, 0.4650060184331979, 0.7402254450933261]
+
+
+def test_global_draws_go_on_as_a_lent_generators_and_then_as_they_were():
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
+    lent, same = keyed_generator(**KEY), keyed_generator(**KEY)
+    with lent_to_global(lent, torch.device("cpu")):
+        assert torch.equal(torch.rand(1000), torch.rand(1000, generator=same))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(lent.get_state(), keyed_generator(**KEY).get_state())
+
+
+def test_a_seed_for_a_gpu_has_64_bits():
+    seeds = {next_64_bits(keyed_generator(0, "occupancy", update=update)) for update in range(200)}
+    assert len(seeds) == 200
+    ones = np.array([[seed >> bit & 1 for bit in range(64)] for seed in seeds]).mean(0)
+    assert float(np.abs(ones - 0.5).max()) < 0.18  # 200 coins: five standard deviations of 0.035
+    assert all(torch.Generator().manual_seed(seed).initial_seed() == seed % 2**64 for seed in seeds)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's generator")
+def test_a_gpus_global_draws_depend_on_the_lent_generator_alone():
+    def drawn(update):
+        with lent_to_global(keyed_generator(0, "occupancy", update=update), torch.device("cuda", 0)):
+            return torch.rand(8, device="cuda")
+
+    torch.cuda.manual_seed(1)
+    before, first = torch.cuda.get_rng_state(), drawn(0)
+    assert torch.equal(torch.cuda.get_rng_state(), before)
+    torch.cuda.manual_seed(2)
+    assert torch.equal(drawn(0), first)
+    assert not torch.equal(drawn(1), first)
 
 
 def test_the_global_random_state_is_neither_read_nor_changed():

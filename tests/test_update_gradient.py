@@ -27,7 +27,7 @@ SETTINGS = {
     "num_particles": 1,
     "field": {"num_samples": SAMPLES, "dense_grid": {"resolutions": [6, 10]}},
     "score": {"pose_dropout": 0.0},
-    "regularization": {"opacity": 2.0, "entropy": 0.7, "begin_at": 0.0},
+    "regularization": {"opacity": 2.0, "entropy": 0.7, "weight_entropy": 40.0, "begin_at": 0.0},
     "timesteps": {"weighting": "sigma_squared", "annealing": "stepped", "anneal_at": 0.5},
 }
 # fp64 has 16 digits; the longest chain here (render, encoder, twenty UNet layers) loses some five of them.
@@ -108,7 +108,7 @@ def reference_render(theta, c2w, fov):
     transmittance = torch.cumprod(torch.cat([torch.ones_like(alpha[:, :1]), 1 - alpha], 1), 1)
     weights = transmittance[:, :-1] * alpha
     color = (weights[..., None] * (1.1 * torch.sigmoid(raw[:, 1:]) - 0.05).reshape(-1, SAMPLES, 3)).sum(1) + transmittance[:, -1:]
-    return color.T.reshape(1, 3, SIZE, SIZE), weights.sum(1)
+    return color.T.reshape(1, 3, SIZE, SIZE), weights
 
 
 def reference_eps_phi(unet, phi, x_t, t, y, c2w):
@@ -139,7 +139,7 @@ def gradients():
     unet = UNet2DConditionModel.from_pretrained(EMBEDDED_FOLDER / "unet", torch_dtype=torch.float32).double().requires_grad_(False)
     alphas_cumprod = DDPMScheduler.from_pretrained(EMBEDDED_FOLDER / "scheduler").alphas_cumprod.double()
     c2w, fov, words = reference_camera(state.config.camera)
-    image, opacity = reference_render(theta, c2w, fov)
+    image, weights = reference_render(theta, c2w, fov)
     vae = state.prior.vae
     x_0 = vae.encode(2 * image - 1).latent_dist.mean * vae.config.scaling_factor
     y_c, y = state.prompt.by_view, state.prompt.plain.cond.tokens
@@ -151,9 +151,9 @@ def gradients():
         cond = unet(x_t, t, y_c.cond.tokens[words : words + 1]).sample
         guided = uncond + state.config.guidance_scale * (cond - uncond)
         gradient = (1 - a) * (guided - reference_eps_phi(unet, phi, x_t, t, y, c2w))
-    o = opacity.clamp(1e-5, 1 - 1e-5)
-    entropy = -(o * o.log() + (1 - o) * (1 - o).log()).mean()
-    surrogate = (gradient * x_0).sum() + 2.0 * opacity.mean() + 0.7 * entropy
+    o, w = (p.clamp(1e-5, 1 - 1e-5) for p in (weights.sum(1), weights))
+    nats, bits = -(o * o.log() + (1 - o) * (1 - o).log()).mean(), -(w * w.log2() + (1 - w) * (1 - w).log2()).mean()
+    surrogate = (gradient * x_0).sum() + 2.0 * weights.sum(1).mean() + 0.7 * nats + 40.0 * bits
     names = list(theta)
     reference = dict(zip(names, torch.autograd.grad(surrogate, [theta[n] for n in names]), strict=True))
 

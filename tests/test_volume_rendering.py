@@ -6,7 +6,7 @@ import nerfacc
 import pytest
 import torch
 
-from dist_vsd.particles.volume_rendering import box_interval, occupied, render_marched, render_stratified
+from dist_vsd.particles.volume_rendering import Rays, box_interval, occupied, render_marched, render_stratified
 
 ROUNDING = {"rtol": 0, "atol": 1e-12}  # fp64: sums of a few dozen weights
 RED, GREEN = torch.eye(3, dtype=torch.float64)[:2]
@@ -105,6 +105,52 @@ def test_skipping_empty_cells_changes_nothing_and_asks_at_fewer_points():
     torch.testing.assert_close(skipping.opacity, everywhere.opacity, **ROUNDING)
     assert float(everywhere.opacity.max()) > 0.9
     assert skipping.num_evaluated < everywhere.num_evaluated / 3
+
+
+def composited(weights, opacity, num_samples):
+    """Rays with given weights; colour, depth and which ray each sample is on play no part in entropies."""
+    nothing = torch.zeros_like(weights)
+    return Rays(torch.zeros(len(opacity), 3), opacity, weights, nothing, nothing.long(), num_samples)
+
+
+def bits(p):
+    return -p * math.log2(p) - (1 - p) * math.log2(1 - p)
+
+
+def test_entropies_are_what_a_hand_computes_of_weights_in_bits_and_of_opacities_in_nats():
+    weights, opacity = vectors(0.5, 0.25, 0.1, 1.0, 0.0), vectors(0.85, 1.0)
+    rays = composited(weights, opacity, num_samples=4)
+    # Two rays of four samples each, of which three were skipped; 0.5 has one bit, 0 and 1 count as 1e-5 from there.
+    by_hand = (1 + bits(0.25) + bits(0.1) + 2 * bits(1e-5)) / (2 * 4)
+    assert rays.weight_entropy().item() == pytest.approx(by_hand, abs=1e-12)
+    assert rays.opacity_entropy().item() == pytest.approx((bits(0.85) + bits(1e-5)) / 2 * math.log(2), abs=1e-12)
+
+
+def test_the_gradient_of_the_weights_entropy_equals_finite_differences():
+    weights = vectors(0.5, 0.25, 0.1, 0.93).requires_grad_()
+    assert torch.autograd.gradcheck(lambda w: composited(w, torch.ones(2), 4).weight_entropy(), weights)
+    origins, directions = random_rays(3)
+
+    def of_densities(density):
+        return render(lambda points: (density, torch.zeros(len(points), 3).double()), origins, directions, num_samples=5).weight_entropy()
+
+    assert torch.autograd.gradcheck(of_densities, 1 + torch.rand(15, dtype=torch.float64).requires_grad_())
+
+
+def test_samples_in_empty_cells_count_in_the_mean_of_the_weights_entropy():
+    """However many are skipped, the regulariser pulls alike: the published one evaluates all samples of all rays."""
+    origins, directions = random_rays()
+    estimator = grid(resolution=16)
+    centres = torch.stack(torch.meshgrid(*[(torch.arange(16) + 0.5) / 8 - 1] * 3, indexing="ij"), -1)
+    estimator.binaries.copy_((centres.norm(dim=-1) < 0.4 + 3**0.5 / 16)[None])
+    values, gradients = [], []
+    for cells in (grid(), estimator):
+        strength = torch.ones((), dtype=torch.float64, requires_grad=True)
+        rays = render(lambda points, s=strength: (s * ball(points)[0], ball(points)[1]), origins, directions, cells)
+        values.append(rays.weight_entropy())
+        gradients.append(torch.autograd.grad(values[-1], strength)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=0)  # fp64
+    assert 0 <= (values[0] - values[1]).item() <= bits(1e-5)
 
 
 def test_no_point_of_an_empty_cell_is_ever_asked():

@@ -68,6 +68,8 @@ class RadianceFieldConfig:
     """Radius of that ball, scene units."""
     background: str = "white"
     """white, learned (a small MLP of the direction) or random (a colour drawn for each render)."""
+    random_background_share: float = 0.0
+    """Share of the renders that a particle learns from which lie over a random colour instead of that background (published: 0.5)."""
     encoding_lr: float = 1e-2
     mlp_lr: float = 3e-3
     background_lr: float = 1e-3
@@ -89,8 +91,9 @@ class RadianceFieldConfig:
         for name in ("hidden_width", "num_samples", "occupancy_resolution", "occupancy_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"field.{name} must be at least 1, got {getattr(self, name)}")
-        if not 0.0 <= self.origin_decay <= 1.0:
-            raise ValueError(f"field.origin_decay must be in [0, 1], got {self.origin_decay}")
+        for name in ("origin_decay", "random_background_share"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"field.{name} must be in [0, 1], got {getattr(self, name)}: change --field.{name.replace('_', '-')}")
         if self.bound <= 0 or self.density_radius <= 0:
             raise ValueError(f"field.bound and density_radius must be positive, got {self.bound} and {self.density_radius}")
 

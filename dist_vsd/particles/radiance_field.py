@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
+from dist_vsd.distributed.random import lent_to_global
 from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid
 from dist_vsd.particles.particle import Particle, Render
@@ -61,8 +62,8 @@ class RadianceField(Particle):
     def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
         """Render B images by volume rendering; see Particle.render.
 
-        Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, the mean binary entropy of
-        the pixels' opacity in nats (pixels should be solid or empty); ``depth_variance``, see Rays.
+        Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, of the pixels' opacity;
+        ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays.
         """
         config = self.config
         batch, device = len(cameras), cameras.c2w.device
@@ -76,15 +77,16 @@ class RadianceField(Particle):
         background = self._background(directions, batch, generator)
         color = rays.color + (1 - rays.opacity[:, None]) * background
 
-        def entropy() -> Tensor:
-            opacity = rays.opacity.clamp(1e-5, 1 - 1e-5)
-            return -(opacity * opacity.log() + (1 - opacity) * (1 - opacity).log()).mean()
-
         return Render(
             as_images(color, batch, size),
             as_images(rays.opacity[:, None], batch, size),
             as_images(rays.color, batch, size),
-            {"opacity": rays.opacity.mean, "entropy": entropy, "depth_variance": rays.depth_variance},
+            {
+                "opacity": rays.opacity.mean,
+                "entropy": rays.opacity_entropy,
+                "weight_entropy": rays.weight_entropy,
+                "depth_variance": rays.depth_variance,
+            },
         )
 
     def _background(self, directions: Tensor, batch: int, generator: torch.Generator | None) -> Tensor:
@@ -117,10 +119,8 @@ class RadianceField(Particle):
         """Refresh the occupancy grid."""
         config = self.config
         step = 2 * config.bound / config.num_samples
-        devices = [self.occupancy.binaries.device] if self.occupancy.binaries.is_cuda else []
         # nerfacc draws from the global generators: lend it ours, so that the grid does not depend on the layout.
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(generator.initial_seed())
+        with lent_to_global(generator, self.occupancy.binaries.device):
             self.occupancy.train()
             self.occupancy.update_every_n_steps(
                 step=update,

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.training.loss_scale import LossScale
 from dist_vsd.training.phi import LossOf, Renders
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -44,16 +45,16 @@ class DeepSpeedPhi:
         score: LoraScore,
         optimizer: torch.optim.Optimizer,
         collectives: Collectives,
-        loss_scale: float,
+        loss_scale: LossScale,
         accelerator: Accelerator,
     ) -> None:
-        self.score, self._collectives = score, collectives
+        self.score, self._collectives, self.loss_scale = score, collectives, loss_scale
         self.gradient_norm: Tensor | float = 0.0
         self._stage: int = accelerator.state.deepspeed_plugin.zero_stage
         self.same_forwards = self._stage == 3  # a forward pass gathers the UNet's shards
         self._shapes = {name: p.shape for name, p in score.phi().items()}
         self._engine, _ = accelerator.prepare(score, optimizer)
-        self._engine.optimizer.override_loss_scale(loss_scale)
+        self._zero.override_loss_scale(loss_scale.value)
         self._world_size, self._rank = accelerator.num_processes, accelerator.process_index
         self._num_bytes = 4 * sum(shape.numel() for shape in self._shapes.values())
 
@@ -77,7 +78,10 @@ class DeepSpeedPhi:
         norm = self._engine.get_global_grad_norm()
         self.gradient_norm = float("nan") if norm is None else norm
         self._collectives.count_all_reduce(self._num_bytes, self._world_size)
-        return bool(self._engine.was_step_applied())
+        took_step = bool(self._engine.was_step_applied())
+        self.loss_scale.update(took_step)
+        self._zero.override_loss_scale(self.loss_scale.value)
+        return took_step
 
     def tensors(self) -> dict[str, Tensor]:
         """See PhiTrainer."""
@@ -93,9 +97,9 @@ class DeepSpeedPhi:
     def moments(self) -> dict[str, Tensor]:
         """See PhiTrainer."""
         states = self._flat_states()
+        found = self.loss_scale.tensors()
         if not states:
-            return {}
-        found: dict[str, Tensor] = {}
+            return found
         for name, parameter in self.score.phi().items():
             for moment in MOMENTS:
                 found[f"{name}/{moment}"] = safe_get_full_optimizer_state(parameter, moment).view(self._shapes[name]).clone()
@@ -104,6 +108,8 @@ class DeepSpeedPhi:
 
     def load(self, phi: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
         """See PhiTrainer."""
+        moments = self.loss_scale.load(moments)
+        self._zero.override_loss_scale(self.loss_scale.value)
         if moments:
             steps = {float(value) for name, value in moments.items() if name.endswith("/step")}
             self._make_flat_states(max(steps))

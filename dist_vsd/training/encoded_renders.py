@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.config import RunConfig
+from dist_vsd.particles.background import over_random_background
 from dist_vsd.particles.particle import Render
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.score.camera_embedding import pose_of
@@ -19,10 +20,15 @@ from dist_vsd.training.work import MicroBatch
 
 def render(config: RunConfig, batch: MicroBatch, cameras: Cameras, index: int) -> list[Render]:
     """Render g(theta, c) of each shot; theta's graph is kept unless gradients are off."""
-    return [
+    renders = [
         batch.particle_of(shot).theta.render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
         for i, shot in enumerate(batch.shots)
     ]
+    share = config.field.random_background_share if config.representation_row.is_volume else 0.0
+    if share == 0:
+        return renders
+    pairs = zip(renders, batch.shots, strict=True)
+    return [over_random_background(one, share, key(config, "background", shot, index)) for one, shot in pairs]
 
 
 def encode(config: RunConfig, prior: StableDiffusionPrior, renders: list[Render]) -> Tensor:

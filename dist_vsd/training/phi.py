@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.score.lora_unet import LoraScore
 from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors
+from dist_vsd.training.loss_scale import LossScale
 
 LossOf = Callable[[Callable[..., Tensor]], Tensor]
 Renders = Sequence[tuple[int, int]]  # (particle, view) of each row of a micro-batch
@@ -33,6 +34,7 @@ class PhiTrainer(Protocol):
         same_forwards: whether that also holds for passes without gradient.
         tells_waiting: whether the time that it spends in collectives goes into Collectives.waited_seconds.
         gradient_norm: of the last step, over all ranks; a tensor on the device (no CPU-GPU sync), or a number.
+        loss_scale: the factor on the loss, the same on all ranks.
     """
 
     score: LoraScore
@@ -40,6 +42,7 @@ class PhiTrainer(Protocol):
     same_forwards: bool
     tells_waiting: bool
     gradient_norm: Tensor | float
+    loss_scale: LossScale
 
     def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
         """Add the gradient of a micro-batch's summed loss; return the loss, detached.
@@ -62,10 +65,10 @@ class PhiTrainer(Protocol):
         """Return phi by name, whole, on every rank (collective under ZeRO 3)."""
 
     def moments(self) -> dict[str, Tensor]:
-        """Return AdamW's state as ``<name>/exp_avg``, ``<name>/exp_avg_sq`` and ``<name>/step`` (collective under ZeRO)."""
+        """Return AdamW's state as ``<name>/exp_avg``, ``<name>/exp_avg_sq`` and ``<name>/step``, and the loss scale (collective)."""
 
     def load(self, phi: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
-        """Put phi and AdamW's state back (collective under ZeRO)."""
+        """Put phi, AdamW's state and the loss scale back (collective under ZeRO)."""
 
 
 class PlainPhi:
@@ -81,15 +84,15 @@ class PlainPhi:
     same_batches = same_forwards = False
     tells_waiting = True
 
-    def __init__(self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, loss_scale: float) -> None:
-        self.score, self.optimizer, self._collectives, self._loss_scale = score, optimizer, collectives, loss_scale
+    def __init__(self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, loss_scale: LossScale) -> None:
+        self.score, self.optimizer, self._collectives, self.loss_scale = score, optimizer, collectives, loss_scale
         self._parameters = list(score.phi().values())
         self.gradient_norm: Tensor | float = 0.0
 
     def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
         """See PhiTrainer."""
         loss = loss_of(self.score)
-        (loss * self._loss_scale).backward()
+        (loss * self.loss_scale.value).backward()
         return loss.detach()
 
     def _reduce(self, order: Renders) -> None:
@@ -100,7 +103,7 @@ class PlainPhi:
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad /= self._loss_scale
+            parameter.grad /= self.loss_scale.value
         self._reduce(order)
         self.gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters])
         # After the sum every rank holds the same gradient, so all decide alike.
@@ -110,6 +113,7 @@ class PlainPhi:
                 group["lr"] = lr
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        self.loss_scale.update(finite)
         return finite
 
     def tensors(self) -> dict[str, Tensor]:
@@ -121,14 +125,14 @@ class PlainPhi:
 
     def moments(self) -> dict[str, Tensor]:
         """See PhiTrainer."""
-        return optimizer_tensors(self.optimizer, self._names())
+        return optimizer_tensors(self.optimizer, self._names()) | self.loss_scale.tensors()
 
     def load(self, phi: dict[str, Tensor], moments: dict[str, Tensor]) -> None:
         """See PhiTrainer."""
         with torch.no_grad():
             for name, parameter in self.score.phi().items():
                 parameter.copy_(phi[name])
-        load_optimizer_tensors(self.optimizer, self._names(), moments)
+        load_optimizer_tensors(self.optimizer, self._names(), self.loss_scale.load(moments))
 
 
 class OrderedPhi(PlainPhi):
@@ -138,7 +142,7 @@ class OrderedPhi(PlainPhi):
         score, optimizer, collectives, loss_scale: see PlainPhi.
     """
 
-    def __init__(self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, loss_scale: float) -> None:
+    def __init__(self, score: LoraScore, optimizer: torch.optim.Optimizer, collectives: Collectives, loss_scale: LossScale) -> None:
         super().__init__(score, optimizer, collectives, loss_scale)
         self._rows: dict[tuple[int, int], list[Tensor]] = {}
 
@@ -152,7 +156,7 @@ class OrderedPhi(PlainPhi):
         return loss
 
     def _reduce(self, order: Renders) -> None:
-        rows = {render: [g / self._loss_scale for g in gradients] for render, gradients in self._rows.items()}
+        rows = {render: [g / self.loss_scale.value for g in gradients] for render, gradients in self._rows.items()}
         for parameter, total in zip(self._parameters, self._collectives.sum_in_order(rows, order, "ranks", self._parameters), strict=True):
             parameter.grad = total
         self._rows = {}
@@ -173,7 +177,7 @@ class DataParallelPhi(PlainPhi):
         score: LoraScore,
         optimizer: torch.optim.Optimizer,
         collectives: Collectives,
-        loss_scale: float,
+        loss_scale: LossScale,
         accelerator: Accelerator,
     ) -> None:
         super().__init__(score, optimizer, collectives, loss_scale)
@@ -195,7 +199,7 @@ class DataParallelPhi(PlainPhi):
                 self._ddp._set_ddp_runtime_logging_sample_rate(1)  # of this pass
             loss = loss_of(self._ddp)
             # DDP averages over ranks; this undoes the division.
-            (loss * (self._loss_scale * self._world_size)).backward()
+            (loss * (self.loss_scale.value * self._world_size)).backward()
         if is_last and self._collectives.is_timed:
             self._collectives.waited_seconds += self._exposed_seconds()
         return loss.detach()

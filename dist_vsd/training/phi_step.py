@@ -97,7 +97,9 @@ class PhiStep:
         report.figures["phi/gradient_norm"].append(self._phi.gradient_norm)
         if not took_step:
             cause = "" if math.isfinite(loss) else " (this rank's loss is not finite)"
-            report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}")
+            scale = self._phi.loss_scale
+            scaled = f"; its loss is scaled by {scale.value:g} from now on" if scale.is_used else ""
+            report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}{scaled}")
 
 
 def update_phi(

@@ -17,12 +17,11 @@ from dist_vsd.objectives.objective import Objective
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior, load_unet
 from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.training.loss_scale import LossScale
 from dist_vsd.training.phi import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
 from dist_vsd.training.placement import Offloaded, OnDevice, Placement
 from dist_vsd.training.prompt import Prompt, embed_prompt
 
-# In fp16 the gradient of a mean over 16,384 coordinates falls below the smallest number on its way through the UNet.
-FP16_LOSS_SCALE = 2.0**13
 DTYPES = {"": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -109,7 +108,7 @@ def build_phi(
         unet, schedule = load_unet(config.score.prior, prior)
     score = LoraScore(unet, schedule, config.score, keyed_generator(config.seed, "initialize_phi"))
     optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
-    loss_scale = FP16_LOSS_SCALE if config.precision == "fp16" else 1.0
+    loss_scale = LossScale.of(config.precision)
     if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
         from dist_vsd.training.deepspeed_phi import DeepSpeedPhi
 
