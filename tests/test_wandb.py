@@ -16,11 +16,11 @@ from dist_vsd.commands.train import _parse
 from dist_vsd.config import RunConfig, WandbConfig
 from dist_vsd.config_files import FREE_ON_RESUME, to_mapping, to_yaml
 from dist_vsd.image_files import write_png
+from dist_vsd.reporting import wandb_reporter
 from dist_vsd.reporting.metrics import RankZeroReporter
 from dist_vsd.reporting.wandb_follower import has_key, resolve_mode
 from dist_vsd.reporting.wandb_records import HEADER, MAGIC, last_recorded_update, read_messages, read_records, rows_of
 from dist_vsd.reporting.wandb_reporter import WandbReporter, open_reporter, run_id_of
-from dist_vsd.training import wandb_reporter
 from tests.runs import ROOT, TINY, finish, start, train
 
 KEY = "0123456789" * 4
