@@ -73,6 +73,34 @@ def rank_is_slow(here):
     module.push_particles = push
 
 
+def rank_breaks(here):
+    """Raise an error that other ranks don't have."""
+    from dist_vsd.training import update as module
+
+    def push(state, score, shots, index, *rest, original=module.push_particles):
+        if here and index == UPDATE:
+            raise RuntimeError("this rank alone\nis broken")
+        return original(state, score, shots, index, *rest)
+
+    module.push_particles = push
+
+
+def stopped_while_wandb_hangs(here):
+    """Signal oneself in an update; and give wandb a process that does nothing, and as much time as it likes to finish."""
+    from dist_vsd.reporting import wandb_reporter
+    from dist_vsd.training import update as module
+
+    def push(state, score, shots, index, *rest, original=module.push_particles):
+        if index == UPDATE:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(state, score, shots, index, *rest)
+
+    if here:
+        module.push_particles = push
+        wandb_reporter.FOLLOWER = ("-c", "import time; time.sleep(1000)")
+        wandb_reporter.STOPPED_SECONDS = 1000.0
+
+
 def killed_inside_a_checkpoint(here):
     """Die by SIGKILL half-way through the second checkpoint, in the first life of the process only."""
     from dist_vsd.runs import checkpoint
@@ -96,7 +124,10 @@ def teardown_aborts(here):
         globals()["_kept_to_the_end"] = Abort()
 
 
-ALL = (theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, rank_is_slow, killed_inside_a_checkpoint, teardown_aborts)
+ALL = (
+    theta_becomes_nan, render_is_nan, phi_loss_is_nan, no_reduction, rank_is_slow, rank_breaks,
+    stopped_while_wandb_hangs, killed_inside_a_checkpoint, teardown_aborts,
+)  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 
 

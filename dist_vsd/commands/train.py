@@ -78,7 +78,7 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     """Lay the particles over the ranks and optimise them (collective); see cli.main for the exit codes."""
     from dist_vsd.commands.estimate import print_estimate
     from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
-    from dist_vsd.distributed.heartbeat import current_heartbeat
+    from dist_vsd.distributed.heartbeat import RankLost, current_heartbeat
     from dist_vsd.distributed.launch_checks import check_same_start
     from dist_vsd.distributed.layout import Layout
     from dist_vsd.training.preemption import StopRequest
@@ -96,10 +96,15 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         check_same_start(collectives, to_mapping(config))
         state = build_state(config, layout, process.device, process.accelerator)
         agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
+    tell_failure = functools.partial(directory.tell_failure, rank=layout.rank)
     heartbeat = current_heartbeat()
     if heartbeat is not None:
-        heartbeat.tell_failure = functools.partial(directory.tell_failure, rank=layout.rank)
-    done = optimize(state, directory, stop)
+        heartbeat.tell_failure = tell_failure
+    try:
+        done = optimize(state, directory, stop)
+    except RankLost as error:  # rank 0 may be the one that is lost
+        tell_failure(str(error))
+        raise
     say = print if layout.rank == 0 else _ignore
     if not done:
         stop.ignore()
