@@ -120,6 +120,26 @@ def rank_is_slow(here):
     at_update(lambda _state, _index: time.sleep(0.2 if here else 0.0))
 
 
+def rank_breaks(here):
+    """Raise an error that other ranks don't have."""
+
+    def fail(_state, index):
+        if here and index == UPDATE:
+            raise RuntimeError("this rank alone\nis broken")
+
+    at_update(fail)
+
+
+def stopped_while_wandb_hangs(here):
+    """Signal oneself in an update; and give wandb a process that does nothing, and as much time as it likes to finish."""
+    from dist_vsd.reporting import wandb_reporter
+
+    if here:
+        at_update(lambda _state, index: os.kill(os.getpid(), signal.SIGUSR1) if index == UPDATE else None)
+        wandb_reporter.FOLLOWER = ("-c", "import time; time.sleep(1000)")
+        wandb_reporter.STOPPED_SECONDS = 1000.0
+
+
 def killed_inside_a_checkpoint(here):
     """Die by SIGKILL half-way through the second checkpoint, in the first life of the process only."""
     from dist_vsd.runs import checkpoint
@@ -145,7 +165,7 @@ def teardown_aborts(here):
 
 ALL = (
     theta_becomes_nan, render_is_nan, phi_loss_is_nan, phi_overflows, theta_drifts, grid_is_refreshed_otherwise, no_reduction,
-    rank_is_slow, killed_inside_a_checkpoint, teardown_aborts,
+    rank_is_slow, rank_breaks, stopped_while_wandb_hangs, killed_inside_a_checkpoint, teardown_aborts,
 )  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 

@@ -38,40 +38,71 @@ def launcher_variables(config, num_ranks):
     return {name: value for name, value in variables.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
 
 
-def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), seconds=300):
-    """Run `dist-vsd train` on forked ranks to its end.
+class Ranks:
+    """`dist-vsd train` on forked ranks, from the making of this object until ``finish``.
 
     Args:
         arguments: of `train`.
         num_ranks: one is a process without a launcher's variables.
         config: of launch_configs/.
         fault: a fault of tests/faults.py and the rank that it strikes.
+
+    Attributes:
+        processes: of the ranks.
+        store: the launcher's, served by this process; None for one rank.
+    """
+
+    def __init__(self, arguments, num_ranks=1, config="cpu", fault=()):
+        shared, self.store = environment(), None
+        if num_ranks > 1:
+            # Served from here, as torchrun's agent does: a port looked up for rank 0 could be another's by the time it binds it.
+            self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+            shared |= launcher_variables(config, num_ranks) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
+            shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
+        own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {} for rank in range(num_ranks)]
+        self._folder = tempfile.TemporaryDirectory()
+        self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(num_ranks)]
+        words = [(["train", *arguments], fault, shared | variables, str(file)) for variables, file in zip(own, self._outputs, strict=True)]
+        self.processes = [SERVER.Process(target=_rank, args=arguments_of_rank) for arguments_of_rank in words]
+        for process in self.processes:
+            process.start()
+
+    def output(self, rank):
+        """Return what a rank has printed so far."""
+        return self._outputs[rank].read_text() if self._outputs[rank].exists() else ""
+
+    def signal(self, rank, number):
+        """Send a signal to a rank."""
+        os.kill(self.processes[rank].pid, number)
+
+    def finish(self, seconds=300, of=None):
+        """Wait for ranks, all by default, for as long at most; kill those that are left. Return all exit codes, and all output."""
+        for process in self.processes if of is None else [self.processes[rank] for rank in of]:
+            process.join(seconds)
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGABRT)  # faulthandler prints where it waits
+                process.join()
+        for process in self.processes:
+            process.kill()
+            process.join()
+        text = "".join(self.output(rank) for rank in range(len(self.processes)))
+        self._folder.cleanup()
+        return [process.exitcode for process in self.processes], text
+
+
+def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), seconds=300):
+    """Run `dist-vsd train` on forked ranks to its end; see ``Ranks``.
+
+    Args:
+        arguments, num_ranks, config, fault: as there.
         seconds: after which the ranks are killed.
 
     Returns:
         The greatest exit code, and what all ranks printed.
     """
-    shared = environment()
-    if num_ranks > 1:
-        # The store is served from here, as torchrun's agent does: a port looked up for rank 0 could be another's by the time it binds it.
-        store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        shared |= launcher_variables(config, num_ranks) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
-        shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
-        shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port)}
-    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {} for rank in range(num_ranks)]
-    with tempfile.TemporaryDirectory() as folder:
-        outputs = [Path(folder) / f"rank_{rank}" for rank in range(num_ranks)]
-        words = [(["train", *arguments], fault, shared | variables, str(file)) for variables, file in zip(own, outputs, strict=True)]
-        ranks = [SERVER.Process(target=_rank, args=arguments_of_rank) for arguments_of_rank in words]
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(seconds)
-            if process.exitcode is None:
-                os.kill(process.pid, signal.SIGABRT)  # faulthandler prints where it waits
-                process.join()
-        text = "".join(output.read_text() for output in outputs)
-    return max(abs(process.exitcode) for process in ranks), text
+    codes, text = Ranks(arguments, num_ranks, config, fault).finish(seconds)
+    return max(map(abs, codes)), text
 
 
 def _rank(arguments, fault, variables, output):

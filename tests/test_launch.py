@@ -13,7 +13,8 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 
 from dist_vsd.cli import main
-from dist_vsd.distributed.process import _refuse_together, check_launch, check_zero, resolve_precision
+from dist_vsd.distributed.launch_checks import check_launch, check_zero, resolve_precision
+from dist_vsd.distributed.store import refuse_together
 from dist_vsd.errors import RunFailed
 from tests.runs import ROOT, TINY, checkpoint, environment
 
@@ -155,7 +156,7 @@ def test_a_rank_that_never_comes_is_named(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     store.set("launch/2", "")
     with pytest.raises(RunFailed, match=r"ranks 1, 3 did not come within 1 s"):
-        _refuse_together(store, "launch", "")
+        refuse_together(store, "launch", "")
 
 
 def two_ranks(flags_of_rank, driver=""):

@@ -1,5 +1,6 @@
 """Ranks that die or are asked to stop: the others end with a reason, finished checkpoints stay, the job goes on."""
 
+import contextlib
 import json
 import os
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from dist_vsd.runs.outcome import read_outcome
 from tests.runs import TINY, checkpoint, finish, start
 
 # The number of kills of the long test. Three take a minute; the full claim is DIST_VSD_KILLS=20.
@@ -62,6 +64,12 @@ def newest(folder):
     return json.loads(manifests[-1].read_text())["update"] if manifests else 0
 
 
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch):
+    """Ranks find out sooner than by default who is lost."""
+    monkeypatch.setenv("DIST_VSD_LOST_AFTER_SECONDS", "6")
+
+
 def test_when_a_rank_is_killed_the_others_end_within_a_minute_and_say_why(tmp_path):
     folder = tmp_path / "run"
     process = start([*ENDLESS, "--run-dir", str(folder)], num_ranks=2)
@@ -71,7 +79,7 @@ def test_when_a_rank_is_killed_the_others_end_within_a_minute_and_say_why(tmp_pa
     code, output = finish(process)
     assert time.monotonic() - begin < 60
     assert code == 1
-    assert "dist-vsd: failed: another rank died or can't be reached" in output
+    assert "dist-vsd: failed: rank 1 gave no sign of life for " in output
     assert "go on with the same command and --resume" in output
     assert checkpoint(folder, newest(folder))
 
@@ -87,6 +95,38 @@ def test_a_signal_to_any_one_rank_makes_all_save_at_the_same_update_and_exit_wit
     assert f"dist-vsd train --resume --run-dir {folder}" in output
     (saved,) = (folder / "checkpoints").iterdir()
     assert json.loads((saved / "manifest.json").read_text())["update"] == updates_logged(folder)
+
+
+def ranks_under(folder):
+    """Return the ids of the ranks that train into a folder, whoever their parent is."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                if str(folder).encode() in words and b"RANK=" in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+    return found
+
+
+def test_ranks_whose_launcher_is_killed_save_and_end(tmp_path):
+    """A launcher that is killed by SIGKILL tells nobody, and takes the store of the ranks with it."""
+    folder = tmp_path / "run"
+    process = start([*ENDLESS, "--checkpoint-every", "99999", "--run-dir", str(folder)], num_ranks=2)
+    wait_until(lambda: updates_logged(folder) >= 2, process)
+    process.kill()
+    process.wait()
+    end = time.monotonic() + 120
+    while ranks := set(ranks_under(folder)) - {process.pid}:
+        assert time.monotonic() < end, f"they live on: {ranks}"
+        time.sleep(0.1)
+    output = process.stdout.read()
+    assert "the launcher of this rank has gone: saving and stopping" in output
+    assert f"dist-vsd train --resume --run-dir {folder}" in output
+    (saved,) = (folder / "checkpoints").iterdir()
+    assert json.loads((saved / "manifest.json").read_text())["update"] == updates_logged(folder)
+    outcome = read_outcome(folder)
+    assert (outcome.exit_code, outcome.update) == (75, updates_logged(folder))
 
 
 def test_a_rank_killed_inside_a_checkpoint_loses_nothing_and_the_launcher_goes_on(tmp_path):

@@ -13,13 +13,14 @@ from dist_vsd.cli import main
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge, read_yaml
 from dist_vsd.runs import lease as leases
+from dist_vsd.sweep import execute
 from dist_vsd.sweep.child_process import StopSignals
 from dist_vsd.sweep.execute import _take
 from dist_vsd.sweep.launch import launch_command, write_run_config
 from dist_vsd.sweep.local import devices_of_slot
 from dist_vsd.sweep.manifest import PlannedRun, Sweep, SweepSettings, read_sweep, write_manifest, write_settings
 from dist_vsd.sweep.state import states_of
-from dist_vsd.sweep.submissions import read_submissions
+from dist_vsd.sweep.submissions import SLURM, Submission, next_file, read_submissions, write_submission
 from tests.runs import environment
 
 TINY = {
@@ -202,6 +203,26 @@ def test_a_requeued_slurm_task_waits_for_the_lease_of_its_earlier_life_and_for_n
     lease = _take(sweep, sweep.runs[0], StopSignals())
     assert lease is not None
     lease.release()
+
+
+@pytest.mark.parametrize(("job", "requeued"), [("77", True), ("78", False)])
+def test_a_slurm_task_stopped_while_it_waits_for_the_lease_of_its_earlier_life_is_requeued(
+    tmp_path, slurm, monkeypatch, job, requeued, restored_signals
+):
+    """Its run is nobody's: without a requeue it would never be gone on with. A run of another job's is not its to requeue."""
+    sweep = plan(tmp_path / "sweep")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(leases, "_boot", lambda: "a node that is down")
+        earlier.setenv("SLURM_JOB_ID", "77")
+        leases.acquire(sweep.path / "leases", sweep.runs[0].id)  # and never released
+    (slurm / "scontrol").write_text(f"#!{sys.executable}\n{SBATCH}")
+    for name, value in {"SLURM_JOB_ID": job, "SLURM_ARRAY_JOB_ID": "70", "SLURM_ARRAY_TASK_ID": "3"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(execute.time, "sleep", lambda _seconds: signal.raise_signal(signal.SIGUSR1))
+    submission = Submission(file=next_file(sweep), kind=SLURM, job="70", runs=(sweep.runs[0].id,))
+    write_submission(submission)
+    assert execute.execute(sweep, sweep.runs[0], submission) == (75 if requeued else 0)
+    assert calls(slurm) == ([["requeue", "70_3"]] if requeued else [])
 
 
 def test_cancel_stops_a_local_submission_and_starts_no_more_of_its_runs(tmp_path):

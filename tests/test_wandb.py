@@ -16,11 +16,12 @@ from dist_vsd.commands.train import _parse
 from dist_vsd.config import RunConfig, WandbConfig
 from dist_vsd.config_files import FREE_ON_RESUME, to_mapping, to_yaml
 from dist_vsd.image_files import write_png
+from dist_vsd.reporting import wandb_reporter
 from dist_vsd.reporting.metrics import RankZeroReporter
 from dist_vsd.reporting.wandb_follower import has_key, resolve_mode
 from dist_vsd.reporting.wandb_records import HEADER, MAGIC, last_recorded_update, read_messages, read_records, rows_of
 from dist_vsd.reporting.wandb_reporter import WandbReporter, open_reporter, run_id_of
-from dist_vsd.training import wandb_reporter
+from dist_vsd.runs.outcome import read_outcome
 from tests.runs import ROOT, TINY, finish, start, train
 
 KEY = "0123456789" * 4
@@ -217,6 +218,42 @@ def test_a_wandb_process_that_hangs_delays_the_end_of_a_run_by_a_bound(tmp_path,
     assert time.monotonic() - begun < 5.0
     assert process.returncode == -signal.SIGKILL
     assert events(tmp_path / "run") == ["wandb has not finished after 1 s: what is missing can be uploaded with wandb sync"]
+
+
+def test_after_a_stop_wandb_gets_ten_seconds_and_what_it_missed_is_made_up_for_at_the_next_start(tmp_path, monkeypatch):
+    """Slurm ends a job two minutes after its signal, and a sweep's user waits: the record is metrics.jsonl."""
+    assert wandb_reporter.STOPPED_SECONDS <= 10.0
+    run = tmp_path / "run"
+    with monkeypatch.context() as hanging:
+        hanging.setattr(wandb_reporter, "FOLLOWER", ("-c", "import time; time.sleep(1000)"))
+        hanging.setattr(wandb_reporter, "STOPPED_SECONDS", 1.0)
+        reporter = begin(run)
+        log(reporter, [10, 20, 30])
+        reporter.close(75)
+    assert events(run) == ["wandb has not finished after 1 s: what is missing is made up for when the run goes on"]
+    assert files_of(run) == []
+    reporter = begin(run, first=30)
+    log(reporter, [40])
+    reporter.close(0)
+    assert recorded(run) == logged(run) == {update: 1 / update for update in (10, 20, 30, 40)}
+
+
+def test_a_stopped_run_has_saved_and_told_its_outcome_before_wandb_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run = tmp_path / "run"
+    words = ["a green duck", *TINY, "--num-updates", "8", "--checkpoint-every", "100000", "--run-dir", str(run)]
+    process = start(words, fault=("stopped_while_wandb_hangs", "0"))
+    wait_until(lambda: process.poll() is not None or (run / "outcome.json").exists())
+    assert process.poll() is None, process.stdout.read()  # wandb may take as long as it likes
+    process.kill()  # as Slurm does
+    outcome = read_outcome(run)
+    assert (outcome.exit_code, outcome.update) == (75, 6)
+    assert (run / "checkpoints/update_00000006/manifest.json").exists()
+    finish(process)
+    code, output = train(["--resume", "--run-dir", str(run)])
+    assert code == 0, output
+    assert recorded(run) == logged(run)
+    assert sorted(logged(run)) == list(range(1, 9))
 
 
 def test_a_wandb_that_is_broken_is_told_in_one_line(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import os
 import time
 from collections.abc import Callable
@@ -77,8 +78,9 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     """Lay the particles over the ranks and optimise them (collective); see cli.main for the exit codes."""
     from dist_vsd.commands.estimate import print_estimate
     from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
+    from dist_vsd.distributed.heartbeat import RankLost, current_heartbeat
+    from dist_vsd.distributed.launch_checks import check_same_start
     from dist_vsd.distributed.layout import Layout
-    from dist_vsd.distributed.process import check_same_start
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.state import build_state
 
@@ -94,9 +96,15 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         check_same_start(collectives, to_mapping(config))
         state = build_state(config, layout, process.device, process.accelerator)
         agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
-    with directory.telling_outcome() if layout.rank == 0 else contextlib.nullcontext({}) as outcome:
+    tell_failure = functools.partial(directory.tell_failure, rank=layout.rank)
+    heartbeat = current_heartbeat()
+    if heartbeat is not None:
+        heartbeat.tell_failure = tell_failure
+    try:
         done = optimize(state, directory, stop)
-        outcome["exit_code"] = 0 if done else 75
+    except RankLost as error:  # rank 0 may be the one that is lost
+        tell_failure(str(error))
+        raise
     say = print if layout.rank == 0 else _ignore
     if not done:
         stop.ignore()
@@ -113,35 +121,50 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
 
 
 def optimize(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> bool:
-    """Run the loop, with its reporter, and export the particles when it is through (collective); False if it was stopped."""
+    """Run the loop and export the particles when it is through, with their reporter and outcome (collective); False if stopped.
+
+    The outcome is told before wandb is given time to finish: who waits for the run learns at once that everything is saved, and
+    a job that is ended meanwhile has lost nothing (reporting/wandb_follower.py makes up for it at the next start).
+    """
+    from dist_vsd.distributed.collectives import naming_lost_ranks
+    from dist_vsd.reporting.wandb_reporter import open_reporter
+    from dist_vsd.training.loop import restore_newest
+
+    config, rank = state.config, state.layout.rank
+    exit_code, reporter = 1, None
+    try:
+        with directory.telling_outcome() if rank == 0 else contextlib.nullcontext({}) as outcome:
+            with naming_lost_ranks("while it ran"):
+                first, notes = restore_newest(state, directory)
+            reporter = open_reporter(config, rank, directory.path, first)
+            for note in notes:
+                reporter.event(first, note)
+            done = _train_and_export(state, first, directory, stop, reporter)
+            exit_code = outcome["exit_code"] = 0 if done else 75
+    finally:
+        if reporter is not None:
+            reporter.close(exit_code)
+    with naming_lost_ranks("while wandb finished"):
+        state.collectives.barrier()  # a launcher ends the other ranks soon after the first one has ended
+    return done
+
+
+def _train_and_export(state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter) -> bool:
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.evaluation.look import Look
-    from dist_vsd.reporting.wandb_reporter import open_reporter
-    from dist_vsd.training.loop import restore_newest, train
+    from dist_vsd.training.loop import train
 
     config, collectives = state.config, state.collectives
     with naming_lost_ranks("while it ran"):
-        first, notes = restore_newest(state, directory)
-    reporter = open_reporter(config, state.layout.rank, directory.path, first)
-    exit_code = 1
-    try:
-        for note in notes:
-            reporter.event(first, note)
-        with naming_lost_ranks("while it ran"):
-            (takes_media,) = collectives.any_of([reporter.takes_media])
-            done = train(state, first, directory, stop, reporter, Look(state, directory, reporter, takes_media))
-        if done:
-            with naming_lost_ranks("while particles were exported"):
-                if config.turntables:
-                    write_pictures(state, directory.path)
-                if takes_media and config.representation_row.is_volume:
-                    show_meshes(state, directory.path, reporter)
-                collectives.barrier()
-        exit_code = 0 if done else 75
-    finally:
-        reporter.close(exit_code)
-    with naming_lost_ranks("while wandb finished"):
-        collectives.barrier()  # a launcher ends the other ranks soon after the first one has ended
+        (takes_media,) = collectives.any_of([reporter.takes_media])
+        done = train(state, first, directory, stop, reporter, Look(state, directory, reporter, takes_media))
+    if done:
+        with naming_lost_ranks("while particles were exported"):
+            if config.turntables:
+                write_pictures(state, directory.path)
+            if takes_media and config.representation_row.is_volume:
+                show_meshes(state, directory.path, reporter)
+            collectives.barrier()
     return done
 
 

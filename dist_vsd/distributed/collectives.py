@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_vsd.distributed.heartbeat import GO_ON, RankLost, current_heartbeat
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.errors import RunFailed
 
@@ -41,17 +42,13 @@ def _now() -> float:
     return time.perf_counter()
 
 
-class RankLost(RunFailed):
-    """A collective failed because a rank died or can no longer be reached."""
-
-
 # What gloo, NCCL and torch say when a peer is gone: they have no exception of their own for it.
 _SIGNS_OF_A_LOST_RANK = ("connection closed", "connection reset", "connection refused", "broken pipe", "timed out", "gloo", "nccl")
 
 
 @contextlib.contextmanager
 def naming_lost_ranks(doing: str) -> Iterator[None]:
-    """Turn a backend's error about a dead peer inside the ``with`` into RankLost.
+    """Turn a backend's error about a dead peer inside the ``with`` into RankLost, with the name of the rank that is lost.
 
     Args:
         doing: what was being done, for the message.
@@ -62,11 +59,11 @@ def naming_lost_ranks(doing: str) -> Iterator[None]:
         text = str(error)
         if isinstance(error, RunFailed) or not any(sign in text.lower() for sign in _SIGNS_OF_A_LOST_RANK):
             raise
+        heartbeat = current_heartbeat()
+        lost = heartbeat.name_lost() if heartbeat is not None else ""
         reason = " ".join(text.split())[:200]
-        raise RankLost(
-            f"another rank died or can't be reached ({doing}: {reason}). Its own output says why; finished checkpoints are whole: "
-            "go on with the same command and --resume"
-        ) from error
+        named = lost or "another rank died or can't be reached"
+        raise RankLost(f"{named} ({doing}: {reason}). Its own output may say why. {GO_ON}", lost) from error
 
 
 class Collectives:

@@ -136,3 +136,15 @@ def _check_shards(num_particles: int, world_size: int, num_views: int, num_shard
     else:
         why = f"leaves {world_size // num_shards} ranks a particle, which can't split its {num_views} view(s) evenly"
     raise ValueError(f"num_shards {why}, got {num_shards}: use --num-shards {listed}")
+
+
+def ranks_in_words(ranks: list[int]) -> str:
+    """Write ranks in words: "rank 3", "ranks 0-6, 8"."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    words = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {words}"

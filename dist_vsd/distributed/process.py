@@ -1,8 +1,4 @@
-"""This process among its fellows: device, rank, precision and ZeRO stage, from accelerate; and refusals of wrong launches.
-
-Whatever a rank finds wrong before the process group exists is told to all the others through the launcher's store, so that
-all of them end with the same line and the same exit code, and nobody waits for a rank that has gone.
-"""
+"""This process among its fellows: device, rank, precision and ZeRO stage, from accelerate."""
 
 from __future__ import annotations
 
@@ -10,37 +6,24 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
-import importlib.metadata
-import importlib.util
 import io
 import logging
 import os
-import platform
 import sys
 import warnings
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
 
-from dist_vsd import __version__
-from dist_vsd.errors import RunFailed
+from dist_vsd.distributed.heartbeat import Heartbeat, begin_heartbeat, leave_heartbeat, lost_after_seconds
+from dist_vsd.distributed.launch_checks import check_launch, check_zero, is_set, resolve_precision
+from dist_vsd.distributed.launcher import stop_with_launcher
+from dist_vsd.distributed.store import StoreAddress, open_store, refuse_together, unreachable
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from accelerate.utils import DeepSpeedPlugin
-
-    from dist_vsd.distributed.collectives import Collectives
-
-# The launchers of all nodes have met before any rank starts, so ranks differ by the time of their imports alone.
-JOIN_SECONDS = 300.0
-PRECISION_OF_LAUNCHER = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
-PACKAGES = ("torch", "accelerate", "diffusers", "peft", "deepspeed")
-# What torchrun, and so accelerate launch, tells every rank.
-RANK_VARIABLES = ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-# What accelerate launch tells of its YAML, as far as it changes what is computed.
-LAUNCH_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,24 +78,29 @@ def start_process(precision: str = "", timeout_seconds: float = 600.0, refusal: 
         ValueError: on every rank alike, if any rank was started wrongly: see ``check_launch``, ``resolve_precision`` and
             ``check_zero``; or if a rank brings a ``refusal``.
     """
-    on_cpu = not torch.cuda.is_available() or _is_set("ACCELERATE_USE_CPU")
-    resolved = ""
+    stop_with_launcher()
+    on_cpu = not torch.cuda.is_available() or is_set("ACCELERATE_USE_CPU")
+    resolved, lost_after = "", 0.0
     try:
         if not refusal:
+            lost_after = lost_after_seconds()
             check_launch()
             resolved = resolve_precision(precision, on_cpu)
     except ValueError as error:
         refusal = str(error)
-    store = _open_store(refusal)  # kept until the group exists: rank 0 may serve it
-    _refuse_together(store, "launch", refusal)
+    store = open_store(refusal)
+    heartbeat = _first_beat(lost_after) if store is not None and not refusal else None
+    refuse_together(store, "launch", refusal)
+    if heartbeat is not None:
+        begin_heartbeat(heartbeat)
     if on_cpu:
         keep_freed_memory()
     accelerator = _make_accelerator(on_cpu, store, timeout_seconds)
     if on_cpu and accelerator.num_processes > 1:
         torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
-    plugin = accelerator.deepspeed_plugin if _is_set("ACCELERATE_USE_DEEPSPEED") else None
+    plugin = accelerator.deepspeed_plugin if is_set("ACCELERATE_USE_DEEPSPEED") else None
     if plugin is not None:
-        _refuse_together(store, "zero", _message_of_zero(plugin))
+        refuse_together(store, "zero", _message_of_zero(plugin))
         _set_up_deepspeed(plugin)
     stage = plugin.zero_stage if plugin is not None else 0
     return Process(accelerator.device, accelerator.process_index, accelerator.num_processes, accelerator, resolved, stage)
@@ -123,84 +111,34 @@ def leave_process_group() -> None:
 
     NCCL would wait for ranks that are lost; there the group is left to the end of the process when an error is on its way.
     """
-    if dist.is_initialized() and (dist.get_backend() == "gloo" or sys.exc_info()[0] is None):
+    error = sys.exc_info()[1]
+    leave_heartbeat(error)
+    if dist.is_initialized() and (dist.get_backend() == "gloo" or error is None):
         dist.destroy_process_group()
 
 
-def check_launch() -> None:
-    """Check what the launcher says against this machine, before anything is joined.
+def _first_beat(lost_after: float) -> Heartbeat:
+    try:
+        return Heartbeat(StoreAddress.of_launcher(), int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), lost_after)
+    except dist.DistError as error:
+        raise unreachable() from error
 
-    Raises:
-        ValueError: the launcher's variables are incomplete, more ranks than GPUs on this node, DeepSpeed wanted but not
-            installed, or a way of distributing that we don't support.
+
+def _leave_losses_to_heartbeat() -> None:
+    """Keep NCCL's watchdog from aborting this process before it can say which rank is lost, and write the run's outcome.
+
+    torch's own choices, 1 (what torchrun sets) and 3, end the process by SIGABRT as soon as NCCL reports a broken connection, or
+    at the collective's timeout. With 2 the watchdog aborts the communicators alone: what waits in them returns, the next
+    collective raises, and so ends as gloo's do. Nothing computed in between is kept, since a checkpoint begins and ends with a
+    collective. Where not even that returns the heartbeat ends the process, long before the watchdog's own monitor does
+    (TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC, 8 minutes) and the collective's timeout, which stays for ranks that live but wait for
+    different things. A value of the user's own is left: 0 or 3, since torchrun's 1 can't be told from theirs.
+    Not run on GPUs yet: read from torch 2.13's ProcessGroupNCCL.hpp (ErrorHandlingMode).
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        missing = [name for name in RANK_VARIABLES if name not in os.environ]
-        if missing:
-            raise ValueError(
-                f"WORLD_SIZE is {os.environ['WORLD_SIZE']} but {', '.join(missing)} not set: start the ranks by `accelerate launch`"
-            )
-    num_local, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), torch.cuda.device_count()
-    if num_local > num_gpus > 0:
-        raise ValueError(
-            f"each rank needs a GPU of its own, got {num_local} ranks on a node of {num_gpus}: use --num_processes {num_gpus}, "
-            "or launch_configs/cpu.yaml to leave the GPUs alone"
-        )
-    if _is_set("ACCELERATE_USE_DEEPSPEED") and importlib.util.find_spec("deepspeed") is None:
-        raise ValueError(
-            "the launch configuration asks for DeepSpeed, which is not installed: pip install dist_vsd[deepspeed], "
-            "or use launch_configs/multi_gpu.yaml"
-        )
-    for kind in ("FSDP", "MEGATRON_LM"):
-        if _is_set(f"ACCELERATE_USE_{kind}"):
-            raise ValueError(f"the launch configuration asks for {kind}, which dist_vsd has no use for: take one of launch_configs/")
-
-
-def resolve_precision(precision: str, on_cpu: bool) -> str:
-    """Return the precision of the frozen networks from the flag and the launcher.
-
-    Args:
-        precision: fp32, bf16, fp16, or empty where none was given.
-        on_cpu: whether there is no GPU.
-
-    Returns:
-        fp32, bf16 or fp16.
-
-    Raises:
-        ValueError: both are given and differ, the launcher's is none of these, or fp16 on a CPU.
-    """
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launcher not in PRECISION_OF_LAUNCHER:
-        raise ValueError(f"the launcher's mixed_precision must be one of {', '.join(PRECISION_OF_LAUNCHER)}, got {launcher!r}: change it")
-    if precision and launcher != "no" and precision != launcher:
-        raise ValueError(
-            f"the precision is {precision} but the launcher's mixed_precision is {launcher}: "
-            f"drop --precision, or launch with --mixed_precision {'no' if precision == 'fp32' else precision}"
-        )
-    resolved = precision or PRECISION_OF_LAUNCHER[launcher]
-    if resolved == "fp16" and on_cpu:
-        raise ValueError("precision fp16 needs a GPU: use fp32 or bf16")
-    return resolved
-
-
-def check_zero(stage: int, settings: Mapping[str, Any]) -> None:
-    """Check the DeepSpeed part of a launch configuration.
-
-    Args:
-        stage: of ZeRO.
-        settings: DeepSpeed's configuration, as accelerate made it.
-
-    Raises:
-        ValueError: a stage that shards nothing, or settings that would change the update.
-    """
-    if stage not in (1, 2, 3):
-        raise ValueError(f"zero_stage must be 1, 2 or 3, got {stage}: change it, or use launch_configs/multi_gpu.yaml")
-    steps = settings.get("gradient_accumulation_steps", 1)
-    if steps not in (1, "auto"):
-        raise ValueError(f"gradient_accumulation_steps must be 1, got {steps}: use --micro-batch-size for smaller batches")
-    clipping = settings.get("gradient_clipping", 0.0)
-    if clipping != "auto" and float(clipping) != 0.0:
-        raise ValueError(f"gradient_clipping must be 0 or left out, got {clipping}: phi's gradient is not clipped")
+    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
+    is_torchruns = os.environ.get(name) == "1" and "TORCHELASTIC_RUN_ID" in os.environ
+    if "NCCL_ASYNC_ERROR_HANDLING" not in os.environ and (name not in os.environ or is_torchruns):  # the former: its old name
+        os.environ[name] = "2"
 
 
 def _message_of_zero(plugin: DeepSpeedPlugin) -> str:
@@ -235,7 +173,7 @@ def _make_accelerator(on_cpu: bool, store: dist.Store | None, timeout_seconds: f
     accelerate takes "no GPU" to mean one process unless a group is there or it is told cpu=True; but the latter turns DeepSpeed
     off without a word. The group is made here, on the store of this attempt: see ``_open_store``.
     """
-    deepspeed = _is_set("ACCELERATE_USE_DEEPSPEED")
+    deepspeed = is_set("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -245,6 +183,7 @@ def _make_accelerator(on_cpu: bool, store: dist.Store | None, timeout_seconds: f
     if store is not None:
         rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         if not on_cpu:
+            _leave_losses_to_heartbeat()
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     handlers = [InitProcessGroupKwargs(backend=backend, timeout=timeout)] if "LOCAL_RANK" in os.environ else []
@@ -254,113 +193,3 @@ def _make_accelerator(on_cpu: bool, store: dist.Store | None, timeout_seconds: f
     return accelerator
 
 
-def _is_set(variable: str) -> bool:
-    return os.environ.get(variable, "false").lower() in ("1", "true", "yes")
-
-
-def _open_store(refusal: str) -> dist.Store | None:
-    """Connect to the launcher's store; None for a process that has no fellows, or can't find them.
-
-    A launcher with --max_restarts keeps its store from one attempt to the next, and with it the addresses of ranks that are
-    gone; so every attempt has keys of its own.
-    """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or (refusal and any(name not in os.environ for name in RANK_VARIABLES)):
-        return None
-    try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=datetime.timedelta(seconds=JOIN_SECONDS)))
-    except dist.DistNetworkError as error:
-        address = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise RunFailed(f"the launcher's store at {address} can't be reached: see what the launcher of node 0 says") from error
-    return dist.PrefixStore(f"dist_vsd/attempt_{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-
-
-def _refuse_together(store: dist.Store | None, about: str, refusal: str) -> None:
-    """Raise the ValueError of the first rank that refuses on every rank (collective, without a process group).
-
-    Raises:
-        ValueError: see above.
-        RunFailed: some rank never came.
-    """
-    refusals = [refusal]
-    if store is not None:
-        store.set(f"{about}/{os.environ['RANK']}", refusal)
-        keys = [f"{about}/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))]
-        try:
-            refusals = [value.decode() for value in store.multi_get(keys)]  # waits for all ranks
-        except dist.DistStoreError as error:
-            missing = _ranks([rank for rank, key in enumerate(keys) if not store.check([key])])
-            raise RunFailed(f"{missing} did not come within {store.timeout.total_seconds():.0f} s: see what they said") from error
-    found = {rank: text for rank, text in enumerate(refusals) if text}
-    if not found:
-        return
-    if store is not None:
-        _wait_until_read(store, about)
-    text = next(iter(found.values()))
-    same = len(found) == len(refusals)
-    raise ValueError(text if same else f"{text} (on {_ranks([r for r, other in found.items() if other == text])})")
-
-
-def _wait_until_read(store: dist.Store, about: str) -> None:
-    """Let rank 0, whose process may serve the store, end after the others have read what it holds."""
-    store.set(f"{about}/read/{os.environ['RANK']}", "")
-    if os.environ["RANK"] == "0":
-        with contextlib.suppress(dist.DistStoreError):  # a rank that died meanwhile
-            store.wait([f"{about}/read/{rank}" for rank in range(int(os.environ["WORLD_SIZE"]))], datetime.timedelta(seconds=30))
-
-
-def check_same_start(collectives: Collectives, config: Mapping[str, Any]) -> None:
-    """Check that all ranks run the same thing: versions, launch configuration, configuration of the run (collective).
-
-    Args:
-        collectives: of the run.
-        config: the resolved configuration as nested plain values.
-
-    Raises:
-        ValueError: on every rank alike; names the first thing that differs, the ranks and their values.
-    """
-    launch = {name.removeprefix("ACCELERATE_").lower(): os.environ.get(name, "") for name in LAUNCH_VARIABLES}
-    starts = collectives.gather_json({"version of": versions(), "launcher's": launch, "configuration": _flat(config)})
-    remedies = {
-        "version of": "install the same packages on all nodes",
-        "launcher's": "start all nodes with the same launch configuration",
-        "configuration": "start all ranks with the same words and the same --config file",
-    }
-    for what, remedy in remedies.items():
-        for name in dict.fromkeys(name for start in starts for name in start[what]):
-            ranks_of: dict[str, list[int]] = {}
-            for rank, start in enumerate(starts):
-                ranks_of.setdefault(repr(start[what].get(name)), []).append(rank)
-            if len(ranks_of) > 1:
-                values = ", ".join(f"{value[:80]} on {_ranks(ranks)}" for value, ranks in ranks_of.items())
-                raise ValueError(f"{what} {name} must be the same on all ranks, got {values}: {remedy}")
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that decide what is computed, by package; empty where one is not installed."""
-    found = {"python": platform.python_version(), "dist_vsd": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            found[package] = ""
-    return found
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested values by dotted name."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    return flat
-
-
-def _ranks(ranks: list[int]) -> str:
-    """Write ranks in words: "rank 3", "ranks 0-6, 8"."""
-    runs: list[list[int]] = []
-    for rank in ranks:
-        if runs and rank == runs[-1][1] + 1:
-            runs[-1][1] = rank
-        else:
-            runs.append([rank, rank])
-    words = ", ".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
-    return f"rank{'s' if len(ranks) > 1 else ''} {words}"

@@ -24,6 +24,7 @@ FOLLOWER = ("-m", "dist_vsd.reporting.wandb_follower")
 ID_FILE, DEFAULT_PROJECT = "wandb_id", "dist_vsd"
 # The follower's own limits (20 s to begin, 30 s to finish) and a little: what the end of a run can be delayed by.
 CLOSE_SECONDS = 60.0
+STOPPED_SECONDS = 10.0  # of a run that was stopped, and soon killed perhaps: what is missing is made up for when it goes on
 FAILED_SECONDS = 5.0  # of a run that failed: other ranks wait for this one's end
 RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")  # such as wandb accepts and a path may hold
 
@@ -76,16 +77,16 @@ class WandbReporter:
             self._release()
 
     def close(self, exit_code: int = 0) -> None:
-        """Let wandb's process finish, for CLOSE_SECONDS at most; FAILED_SECONDS after a failure."""
+        """Let wandb's process finish, for CLOSE_SECONDS at most; STOPPED_SECONDS after a stop, FAILED_SECONDS after a failure."""
         if self._process is not None:
             self._say(str(exit_code))
-            seconds = CLOSE_SECONDS if exit_code in (DONE, STOPPED) else FAILED_SECONDS
+            seconds = {DONE: CLOSE_SECONDS, STOPPED: STOPPED_SECONDS}.get(exit_code, FAILED_SECONDS)
             try:
                 self._process.wait(seconds)
                 self._listen()
             except subprocess.TimeoutExpired:
-                text = f"wandb has not finished after {seconds:.0f} s: what is missing can be uploaded with wandb sync"
-                self._inner.event(self._update, text)
+                rest = "is made up for when the run goes on" if exit_code == STOPPED else "can be uploaded with wandb sync"
+                self._inner.event(self._update, f"wandb has not finished after {seconds:.0f} s: what is missing {rest}")
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(self._process.pid, signal.SIGKILL)
                 self._process.wait()

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import json
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 CONFIG_FILE, LOCK_FILE, OUTCOME_FILE, REQUEUES_FILE = "config.yaml", ".lock", "outcome.json", "requeues.json"
+
+FREE_WITHIN_SECONDS = 60.0  # for ranks whose launcher is gone and that are still saving
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +49,35 @@ def read_outcome(run_dir: Path) -> Outcome | None:
 
 def write_outcome(run_dir: Path, outcome: Outcome) -> None:
     """Write how the run ended, whole or not at all; a full disk is passed over, for it has its own message."""
-    temporary = run_dir / f".{OUTCOME_FILE}"
+    temporary = run_dir / f".{OUTCOME_FILE}.{os.getpid()}"  # after a loss several ranks may write it
     with contextlib.suppress(OSError):
         temporary.write_text(json.dumps(dataclasses.asdict(outcome)) + "\n")
         temporary.replace(run_dir / OUTCOME_FILE)
+
+
+def wait_until_free(run_dir: Path, seconds: float, is_stopped: Callable[[], bool] = lambda: False) -> bool:
+    """Wait for the ranks that work in a run's directory, which may outlive their launcher for a while, to save and let go.
+
+    Args:
+        run_dir: of the run; need not exist.
+        seconds: to wait for at most.
+        is_stopped: ends the wait early.
+
+    Returns:
+        Whether nobody works there now.
+    """
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            with open(run_dir / LOCK_FILE) as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+        except FileNotFoundError:
+            return True
+        except BlockingIOError:
+            if is_stopped() or time.monotonic() > deadline:
+                return False
+            time.sleep(0.2)
 
 
 def newest_update(run_dir: Path) -> int:

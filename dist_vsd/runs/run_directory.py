@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -133,6 +134,16 @@ class RunDirectory:
         finally:
             update, told = self.newest_update(), error[:500]
             write_outcome(self.path, Outcome(exit_code=ending["exit_code"], update=update, error=told, attempt=slurm_attempt()))
+
+    def tell_failure(self, error: str, rank: int) -> None:
+        """Write outcome.json for a process that is about to be ended from outside its main thread, on any rank that sees the folder.
+
+        Rank 0 has the first word, if it lives; an outcome that is there already, and so is this start's, stays.
+        """
+        if rank:
+            time.sleep(1.0)
+        if self.config_file.exists() and not (self.path / OUTCOME_FILE).exists():
+            write_outcome(self.path, Outcome(exit_code=1, update=self.newest_update(), error=error[:500], attempt=slurm_attempt()))
 
     def outcome(self) -> Outcome | None:
         """Return how the run ended last; None while it is under way, if it was killed, or if it never began."""

@@ -6,7 +6,6 @@ The ranks are told to stop directly, past their launcher, which would give them 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from dist_vsd.errors import RunFailed
 from dist_vsd.runs import lease as leases
-from dist_vsd.runs.outcome import LOCK_FILE, OUTCOME_FILE, read_outcome
+from dist_vsd.runs.outcome import FREE_WITHIN_SECONDS, OUTCOME_FILE, read_outcome, wait_until_free
 from dist_vsd.sweep.attempts import DONE, STOPPED, Attempt, attempt_file, last_word, write_attempt
 from dist_vsd.sweep.child_process import PassedOn, StopSignals, ranks_of, start
 from dist_vsd.sweep.launch import launch_command, write_run_config
@@ -23,7 +22,6 @@ from dist_vsd.sweep.manifest import PlannedRun, Sweep
 from dist_vsd.sweep.submissions import SLURM, Submission, read_submission
 
 POLL_SECONDS = 0.2
-FREE_WITHIN_SECONDS = 60.0  # for ranks of an earlier owner that are still saving
 
 
 def execute(sweep: Sweep, run: PlannedRun, submission: Submission | None = None) -> int:
@@ -43,7 +41,10 @@ def execute(sweep: Sweep, run: PlannedRun, submission: Submission | None = None)
     stop = StopSignals().install()
     if _is_done(sweep, run):
         return DONE
-    lease = _take(sweep, run, stop)
+    try:
+        lease = _take(sweep, run, stop)
+    except StoppedWaiting:
+        return _requeued(sweep, run, submission, STOPPED)
     if lease is None:
         return STOPPED if stop.received else DONE
     with lease:
@@ -53,11 +54,20 @@ def execute(sweep: Sweep, run: PlannedRun, submission: Submission | None = None)
         if lease.is_lost:
             print(f"{run.id}: another process has taken this run over; stopped", flush=True)
             return STOPPED
+    return _requeued(sweep, run, submission, code)
+
+
+def _requeued(sweep: Sweep, run: PlannedRun, submission: Submission | None, code: int) -> int:
+    """Put a Slurm task whose run stopped early back into the queue; return the exit code of the run."""
     if code == STOPPED and submission is not None and submission.kind == SLURM and not read_submission(submission.file).cancelled:
         from dist_vsd.sweep.requeue import requeue_if_progress
 
         return requeue_if_progress(sweep.run_dir(run), code)
     return code
+
+
+class StoppedWaiting(Exception):
+    """This process was told to stop while it waited for the dead lease of its own task's earlier life."""
 
 
 def _is_done(sweep: Sweep, run: PlannedRun) -> bool:
@@ -72,6 +82,9 @@ def _take(sweep: Sweep, run: PlannedRun, stop: StopSignals) -> leases.Lease | No
     """Take the run's lease; None, and a line, if someone else has it, or if this process shall stop.
 
     An earlier life of this very Slurm task, ended with its node, is waited for until its lease is dead: nobody else would come.
+
+    Raises:
+        StoppedWaiting: told to stop in that wait; the run is still nobody else's.
     """
     folder, deadline = sweep.path / "leases", time.monotonic() + leases.DEAD_AFTER_SECONDS + leases.BEAT_SECONDS
     while True:
@@ -81,7 +94,10 @@ def _take(sweep: Sweep, run: PlannedRun, stop: StopSignals) -> leases.Lease | No
         held = leases.find(folder, run.id)
         owner = held.owner if held else None
         is_own = owner is not None and owner.job != "" and owner.job == os.environ.get("SLURM_JOB_ID")
-        if not is_own or stop.received or time.monotonic() > deadline:
+        if is_own and stop.received:
+            print(f"{run.id}: stopped while it waited for the end of {owner}, its task's earlier life", flush=True)
+            raise StoppedWaiting
+        if not is_own or time.monotonic() > deadline:
             print(f"{run.id}: being run by {owner or 'another process'}; nothing to do", flush=True)
             return None
         time.sleep(1.0)
@@ -90,9 +106,11 @@ def _take(sweep: Sweep, run: PlannedRun, stop: StopSignals) -> leases.Lease | No
 def _attempt(sweep: Sweep, run: PlannedRun, lease: leases.Lease, stop: StopSignals) -> int:
     """Start the run, pass signals on, wait for its end and keep how it ended."""
     run_dir, file = sweep.run_dir(run), attempt_file(sweep, run.id)
-    _wait_until_free(run_dir, stop)
+    is_free = wait_until_free(run_dir, FREE_WITHIN_SECONDS, lambda: bool(stop.received))  # of ranks of an earlier owner
     if stop.received:
         return STOPPED
+    if not is_free:
+        raise RunFailed(f"run directory {run_dir} is in use by a process outside the sweep: stop it, or wait for it")
     owner, config = leases.Owner.this_process(), write_run_config(sweep, run)
     file.unlink(missing_ok=True)
     before = _identity(run_dir / OUTCOME_FILE)
@@ -106,6 +124,7 @@ def _attempt(sweep: Sweep, run: PlannedRun, lease: leases.Lease, stop: StopSigna
         has_launcher = sweep.settings.num_processes > 1
         child = start(launch_command(sweep, run, config), stream, os.environ | {"PYTHONUNBUFFERED": "1"}, ignores_usr1=has_launcher)
         child_code = _watch(child, has_launcher, lease, stop)
+    wait_until_free(run_dir, FREE_WITHIN_SECONDS)  # ranks whose launcher was killed save, and tell their outcome
     outcome = read_outcome(run_dir) if _identity(run_dir / OUTCOME_FILE) != before else None
     code = outcome.exit_code if outcome else _code_without_outcome(child_code, bool(stop.received))
     if lease.is_lost:
@@ -114,22 +133,6 @@ def _attempt(sweep: Sweep, run: PlannedRun, lease: leases.Lease, stop: StopSigna
     write_attempt(file, Attempt(exit_code=code, error=error, started=owner.since, ended=time.time(), host=owner.host, job=owner.job))
     print(f"{run.id}: " + ({DONE: "done", STOPPED: "stopped early, saved"}.get(code) or f"failed with {code}: {error}"), flush=True)
     return code
-
-
-def _wait_until_free(run_dir: Path, stop: StopSignals) -> None:
-    """Wait for the ranks of an earlier owner, which may live on for a while after it died, to save and let go."""
-    deadline = time.monotonic() + FREE_WITHIN_SECONDS
-    while not stop.received:
-        try:
-            with open(run_dir / LOCK_FILE) as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except FileNotFoundError:
-            return
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise RunFailed(f"run directory {run_dir} is in use by a process outside the sweep: stop it, or wait for it") from None
-            time.sleep(POLL_SECONDS)
 
 
 def _watch(child: subprocess.Popen, has_launcher: bool, lease: leases.Lease, stop: StopSignals) -> int:

@@ -7,7 +7,14 @@ import os
 import subprocess
 from pathlib import Path
 
-from dist_vsd.runs.outcome import REQUEUES_FILE, newest_update, read_outcome, slurm_attempt
+from dist_vsd.runs.outcome import (
+    FREE_WITHIN_SECONDS,
+    REQUEUES_FILE,
+    newest_update,
+    read_outcome,
+    slurm_attempt,
+    wait_until_free,
+)
 
 STOPPED = 75
 STARTS_WITHOUT_PROGRESS = 3
@@ -25,6 +32,7 @@ def requeue_if_progress(run_dir: Path, exit_code: int) -> int:
     Returns:
         The exit code of the run: 0, 1, 2 or 75.
     """
+    wait_until_free(run_dir, FREE_WITHIN_SECONDS)  # the end of this script ends ranks that are still saving
     outcome, attempt = read_outcome(run_dir), slurm_attempt()
     if outcome is not None and outcome.attempt == attempt:
         exit_code = outcome.exit_code
