@@ -44,13 +44,13 @@ def test_a_window_begins_anew_when_it_is_taken():
 
 @pytest.mark.parametrize("weighting", ["sigma_squared", "one", "alpha_sigma"])
 def test_the_gap_is_the_norm_of_the_difference_of_the_scores_whatever_w_t(weighting):
-    from dist_vsd.diffusion.schedule import NoiseSchedule
+    from dist_vsd.diffusion.process import VariancePreserving
     from dist_vsd.diffusion.timesteps import timestep_weight
     from dist_vsd.training.update import score_gap
 
     class Prior:
-        schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000).double())
+        process = VariancePreserving(torch.linspace(0.999, 0.01, 1000).double())
 
     difference, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([20, 500, 980])
-    w_t = timestep_weight(weighting, *Prior.schedule.alpha_sigma(t, difference))
+    w_t = timestep_weight(weighting, *Prior.process.alpha_sigma(t, difference))
     torch.testing.assert_close(score_gap(Prior(), w_t * difference, t, weighting), difference.flatten(1).norm(dim=1))

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import add_noise
 
 
 def denoising_gradient(

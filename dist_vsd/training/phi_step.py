@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import Process, add_noise
 from dist_vsd.objectives.vsd import phi_loss
 from dist_vsd.priors.prior import Text
 from dist_vsd.training.draws import Chosen, Shot, draw_kept_poses, draw_noise, draw_phi_t
@@ -72,15 +72,15 @@ def phi_loss_of(
 ) -> Callable[[Callable[..., Tensor]], Tensor]:
     """Return the summed, weighted denoising loss of a micro-batch / global count, as a function of eps_phi."""
     config, prior, x_0 = state.config, state.prior, batch.x_0
-    t = draw_phi_t(config, batch.shots, index, step, prior.schedule.num_timesteps).to(x_0.device)
+    t = draw_phi_t(config, batch.shots, index, step, prior.process).to(x_0.device)
     eps = draw_noise(config, "phi_noise", batch.shots, index, x_0, step)
     pose = batch.pose * draw_kept_poses(config, batch.shots, index, step).to(x_0.device)[:, None]
-    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
-    x_t = add_noise(x_0, eps, alpha_t, sigma_t)
+    x_t = add_noise(x_0, eps, *prior.process.alpha_sigma(t, x_0))
+    process = state.phi.score.process
     y = state.prompt.plain.cond.expand(len(x_t))
 
     def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
-        losses = phi_loss(eps_phi(x_t, t, y, pose), eps, alpha_t if config.score.loss == "v" else None)
+        losses = phi_loss(process.error(eps_phi(x_t, t, y, pose), x_0, x_t, eps, t, config.score.loss))
         return (weight * losses).sum() / count
 
     return loss_of
@@ -100,7 +100,7 @@ class ReusedPass:
         num_passes: of this rank in the update.
         total: loss so far, this rank's share of the global mean.
         num_done: passes so far.
-        shots, eps, weight: of the next pass; the weight is 0 where this rank only joins in the others' passes.
+        shots, x_0, eps, weight: of the next pass; the weight is 0 where this rank only joins in the others' passes.
     """
 
     state: TrainingState
@@ -110,25 +110,31 @@ class ReusedPass:
     total: Tensor | float = 0.0
     num_done: int = 0
     shots: list[Shot] = dataclasses.field(default_factory=list)
+    x_0: Tensor | None = None
     eps: Tensor | None = None
     weight: float = 1.0
+
+    @property
+    def process(self) -> Process:
+        """See Score."""
+        return self.phi.score.process
 
     def pretrained(self) -> contextlib.AbstractContextManager[None]:
         """See Score."""
         return self.phi.score.pretrained()
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
-        """Return eps_phi(x_t), detached, and accumulate the gradient of its denoising loss."""
+        """Return what phi predicts of x_t, detached, and accumulate the gradient of its denoising loss."""
+        assert self.x_0 is not None
         assert self.eps is not None
         eps, config = self.eps, self.state.config
-        batch = Renders.of(self.shots, x_t, pose)
-        alpha_t, _ = self.state.prior.schedule.alpha_sigma(t, x_t)
+        batch, x_0 = Renders.of(self.shots, x_t, pose), Renders.of(self.shots, self.x_0, pose).x_0
         taken: list[Tensor] = []
 
         def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
             prediction = eps_phi(batch.x_0, t, y, pose)
             taken.append(prediction.detach())
-            losses = phi_loss(prediction, eps, alpha_t if config.score.loss == "v" else None)
+            losses = phi_loss(self.process.error(prediction, x_0, batch.x_0, eps, t, config.score.loss))
             return (self.weight * batch.weight * losses).sum() / self.count
 
         self.num_done += 1

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.config import RunConfig
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import add_noise
 from dist_vsd.diffusion.timesteps import timestep_weight
 from dist_vsd.objectives.clip import clip_loss, target_opacity, transmittance_loss
 from dist_vsd.objectives.denoising import denoising_gradient
@@ -34,7 +34,7 @@ def score_gradient(
         prior: the frozen model.
         score: eps_phi, for VSD; else None.
         x_0: (B, ...) encoded renders.
-        t: (B,) integer timesteps.
+        t: (B,) times of the process.
         eps: noise, like x_0.
         y_c: embeddings of the prompt with view words, of which eps_pretrain is asked.
         y: B plain prompts, of which eps_phi is asked.
@@ -43,7 +43,7 @@ def score_gradient(
     Returns:
         Like x_0.
     """
-    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
+    alpha_t, sigma_t = prior.process.alpha_sigma(t, x_0)
     x_t = add_noise(x_0, eps, alpha_t, sigma_t)
     w_t = timestep_weight(config.timesteps.weighting, alpha_t, sigma_t)
     if config.objective == "denoising":
@@ -58,7 +58,7 @@ def score_gradient(
 
 def score_gap(prior: Prior, gradient: Tensor, t: Tensor, weighting: str) -> Tensor:
     """Return ||eps_pretrain - eps_phi|| of each render, (B,), from VSD's gradient w(t) (eps_pretrain - eps_phi)."""
-    w_t = timestep_weight(weighting, *prior.schedule.alpha_sigma(t, gradient))
+    w_t = timestep_weight(weighting, *prior.process.alpha_sigma(t, gradient))
     return (gradient / w_t).flatten(1).norm(dim=1)
 
 

@@ -15,6 +15,7 @@ from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER, ClipScorer
+from dist_vsd.priors.sampling import check_sampler
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior, load_unet
 from dist_vsd.score.lora_unet import LoraScore
 from dist_vsd.training.owned_particle import OwnedParticle, build_particle
@@ -87,6 +88,8 @@ def build_state(config: RunConfig, layout: Layout, device: torch.device, acceler
     prior = StableDiffusionPrior.load(config.prior, device, DTYPES[config.precision])
     prompt = embed_prompt(config, prior)
     check_shape(config, prior)
+    if config.objective == "ancestral":
+        check_sampler(prior.process, config.ancestral.num_steps, config.ancestral.sampler)
     collectives = Collectives(layout)
     offload = config.particles.offload
     particles = [build_particle(config, particle, torch.device("cpu") if offload else device) for particle in layout.particles]
@@ -116,10 +119,10 @@ def build_phi(
     config: RunConfig, prior: StableDiffusionPrior, collectives: Collectives, accelerator: Accelerator | None
 ) -> PhiTrainer:
     """Make eps_phi and the trainer that suits the launch: ZeRO, DDP, our own sum in order, or one process."""
-    unet, schedule = prior.unet, prior.schedule
+    unet, process = prior.unet, prior.process
     if config.score.prior:
-        unet, schedule = load_unet(config.score.prior, prior)
-    score = LoraScore(unet, schedule, config.score, keyed_generator(config.seed, "initialize_phi"))
+        unet, process = load_unet(config.score.prior, prior)
+    score = LoraScore(unet, process, config.score, keyed_generator(config.seed, "initialize_phi"))
     optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
     loss_scale = FP16_LOSS_SCALE if config.precision == "fp16" else 1.0
     if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -148,17 +148,17 @@ def push_particles(
         else:
             y_c = state.prompt.for_cameras(cameras, config.camera)
             y = state.prompt.plain.cond.expand(len(shots))
-            t = draw_t(config, shots, index, prior.schedule.num_timesteps).to(prior.device)
+            t = draw_t(config, shots, index, prior.process).to(prior.device)
             eps = draw_noise(config, "noise", shots, index, x_0)
             pose = pose_of(cameras, config.score.camera) * (0.0 if config.is_flat else 1.0)
             if isinstance(score, ReusedPass):
-                score.shots, score.eps = shots, eps
+                score.shots, score.x_0, score.eps = shots, x_0, eps
             gradient = score_gradient(config, prior, score, x_0, t, eps, y_c, y, pose)
             pulled.append((x_0, gradient))
             renders.append(Renders.of(shots, x_0, pose))
             report.figures["theta/score_gradient_norm"].append(gradient.norm())
             if score is not None:
-                report.gaps.append((t / prior.schedule.num_timesteps, score_gap(prior, gradient, t, config.timesteps.weighting)))
+                report.gaps.append((prior.process.fraction(t), score_gap(prior, gradient, t, config.timesteps.weighting)))
 
     # The mean over a particle's views, of which the other ranks of the shard may hold some.
     with stopwatch.stage("backward"):
@@ -253,10 +253,10 @@ def gradients_of(state: TrainingState, particle: int) -> list[Tensor]:
 def join_passes(state: TrainingState, score: Score | None, count: int, index: int) -> None:
     """Take part, with a weight of zero, in passes of the other ranks through phi's UNet, where this rank has fewer micro-batches."""
     config, prior, render = state.config, state.prior, absent_render(state)
-    t = draw_t(config, render.shots, index, prior.schedule.num_timesteps).to(prior.device)
+    t = draw_t(config, render.shots, index, prior.process).to(prior.device)
     y_c = state.prompt.for_cameras(draw_cameras(config, render.shots, index).to(prior.device), config.camera)
     if isinstance(score, ReusedPass):
-        score.shots, score.eps, score.weight = render.shots, render.x_0, 0.0
+        score.shots, score.x_0, score.eps, score.weight = render.shots, render.x_0, render.x_0, 0.0
     for _ in range(count):
         score_gradient(config, prior, score, render.x_0, t, render.x_0, y_c, state.prompt.plain.cond, render.pose)
 
