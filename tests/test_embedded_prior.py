@@ -75,7 +75,7 @@ def test_the_prompt_matters_to_the_noise_that_is_predicted(prior, images):
         x_0 = prior.encode(images[:1]).expand(2, -1, -1, -1)
         eps = torch.randn(x_0.shape[1:], generator=torch.Generator().manual_seed(0)).expand_as(x_0)
         t = torch.full((2,), 700)
-        alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
+        alpha_t, sigma_t = prior.process.alpha_sigma(t, x_0)
         predicted = eps_pretrain(prior, alpha_t * x_0 + sigma_t * eps, t, y, 7.5)
     assert float((predicted[0] - predicted[1]).square().mean()) > 1e-3
 

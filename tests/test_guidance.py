@@ -9,6 +9,7 @@ import torch
 from dist_vsd.cameras import Cameras, look_at_origin
 from dist_vsd.config import CameraConfig
 from dist_vsd.diffusion.guidance import classifier_free_guidance, perp_neg, perpendicular
+from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.prior import Text, TextEmbeddings, eps_pretrain
 from dist_vsd.training.prompt import Prompt
 from dist_vsd.view_words import VIEW_WORDS
@@ -38,7 +39,9 @@ def test_perp_neg_is_plain_guidance_where_negatives_lie_along_the_prompt_and_add
 class Echo:
     """A prior whose prediction is the first number of its text."""
 
-    def eps(self, x_t, t, y):
+    process = VariancePreserving(torch.tensor([0.9, 0.5, 0.1]).double())
+
+    def predict(self, x_t, t, y):
         return y.tokens[:, 0, :1] * torch.ones_like(x_t)
 
 

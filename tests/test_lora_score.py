@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from dist_vsd.cameras import turntable
-from dist_vsd.diffusion.schedule import NoiseSchedule, eps_from_v
+from dist_vsd.diffusion.process import VariancePreserving, eps_from_v
+from dist_vsd.objectives.vsd import eps_of_particles
 from dist_vsd.priors.embedded.networks import TEXT_WIDTH, build_scheduler, build_unet
 from dist_vsd.priors.prior import Text
 from dist_vsd.score.camera_embedding import CameraEmbedding, pose_of
 from dist_vsd.score.lora_unet import LoraScore
 from dist_vsd.score.score_config import ScoreConfig
 
-SCHEDULE = NoiseSchedule.from_scheduler_config(build_scheduler().config)
+VP = VariancePreserving.from_scheduler_config(build_scheduler().config)
 
 
 def generator(seed=0):
@@ -28,8 +29,8 @@ def original():
         return build_unet().eval()
 
 
-def make(original, schedule=SCHEDULE, rank=4, seed=0):
-    return LoraScore(copy.deepcopy(original), schedule, ScoreConfig(rank=rank), generator(seed))
+def make(original, process=VP, rank=4, seed=0):
+    return LoraScore(copy.deepcopy(original), process, ScoreConfig(rank=rank), generator(seed))
 
 
 def inputs(count=2):
@@ -46,31 +47,31 @@ def perturb(score):
 
 
 @torch.no_grad()
-def eps_of(network, x_t, t, y, *pose):
+def predict(network, x_t, t, y, *pose):
     return network(x_t, t, y, *pose) if isinstance(network, LoraScore) else network(x_t, t, y.tokens).sample
 
 
 def test_before_training_eps_phi_is_eps_pretrain_to_the_bit_from_any_camera(original):
     score, (x_t, t, y, pose) = make(original), inputs()
     for poses in (pose, -7 * pose, torch.zeros_like(pose)):
-        assert torch.equal(eps_of(score, x_t, t, y, poses), eps_of(original, x_t, t, y))
+        assert torch.equal(predict(score, x_t, t, y, poses), predict(original, x_t, t, y))
 
 
 def test_a_trained_phi_leaves_the_pretrained_model_untouched_to_the_bit(original):
     score, (x_t, t, y, pose) = perturb(make(original)), inputs()
-    before = eps_of(score, x_t, t, y, pose)
-    assert torch.equal(eps_of(score.unet, x_t, t, y), eps_of(original, x_t, t, y))
-    assert float((before - eps_of(original, x_t, t, y)).abs().mean()) > 1e-2
-    assert torch.equal(eps_of(score, x_t, t, y, pose), before)
+    before = predict(score, x_t, t, y, pose)
+    assert torch.equal(predict(score.unet, x_t, t, y), predict(original, x_t, t, y))
+    assert float((before - predict(original, x_t, t, y)).abs().mean()) > 1e-2
+    assert torch.equal(predict(score, x_t, t, y, pose), before)
 
 
 def test_the_prior_is_asked_as_the_pretrained_model_also_after_an_error_inside_eps_phi_and_phi_stays_trainable(original):
     score, (x_t, t, y, pose) = perturb(make(original)), inputs()
-    before = eps_of(score, x_t, t, y, pose)
+    before = predict(score, x_t, t, y, pose)
     with pytest.raises(RuntimeError):
         score(x_t[:, :3], t, y, pose)  # a channel too few, found inside the UNet
-    assert torch.equal(eps_of(score.unet, x_t, t, y), eps_of(original, x_t, t, y))
-    assert torch.equal(eps_of(score, x_t, t, y, pose), before)
+    assert torch.equal(predict(score.unet, x_t, t, y), predict(original, x_t, t, y))
+    assert torch.equal(predict(score, x_t, t, y, pose), before)
     assert all(p.requires_grad for p in score.phi().values())
 
 
@@ -79,18 +80,18 @@ def test_lora_matrices_alone_change_eps_phi_and_are_switched_off_with_the_rest(o
     for name, parameter in score.phi().items():
         if "lora_B" in name:
             parameter.data.normal_(std=0.1, generator=generator())
-    assert not torch.equal(eps_of(score, x_t, t, y, pose), eps_of(original, x_t, t, y))
-    assert torch.equal(eps_of(score, x_t, t, y, pose), eps_of(score, x_t, t, y, 3 * pose))  # the camera still says nothing
+    assert not torch.equal(predict(score, x_t, t, y, pose), predict(original, x_t, t, y))
+    assert torch.equal(predict(score, x_t, t, y, pose), predict(score, x_t, t, y, 3 * pose))  # the camera still says nothing
 
 
 def test_the_camera_matters_once_its_last_layer_is_not_zero(original):
     score, (x_t, t, y, pose) = make(original), inputs()
     score.camera_embedding.last.weight.data.normal_(std=0.1, generator=generator())
-    assert not torch.equal(eps_of(score, x_t, t, y, pose), eps_of(score, x_t, t, y, pose.flip(0)))
+    assert not torch.equal(predict(score, x_t, t, y, pose), predict(score, x_t, t, y, pose.flip(0)))
     # The pose of one sample does not reach another.
     one_moved = torch.cat([pose[:1], pose[:1]])
-    assert torch.equal(eps_of(score, x_t, t, y, pose)[0], eps_of(score, x_t, t, y, one_moved)[0])
-    assert not torch.equal(eps_of(score, x_t, t, y, pose)[1], eps_of(score, x_t, t, y, one_moved)[1])
+    assert torch.equal(predict(score, x_t, t, y, pose)[0], predict(score, x_t, t, y, one_moved)[0])
+    assert not torch.equal(predict(score, x_t, t, y, pose)[1], predict(score, x_t, t, y, one_moved)[1])
 
 
 def test_gradients_reach_all_of_phi_and_the_renders_but_not_the_unet(original):
@@ -108,8 +109,8 @@ def test_phi_moves_and_the_unets_own_weights_do_not_in_an_optimiser_step(origina
     optimizer = torch.optim.AdamW(score.phi().values(), lr=1e-2)
     score(*sample).square().sum().backward()
     optimizer.step()
-    assert not torch.equal(eps_of(score, *sample), eps_of(original, *sample[:3]))
-    assert torch.equal(eps_of(score.unet, *sample[:3]), eps_of(original, *sample[:3]))
+    assert not torch.equal(predict(score, *sample), predict(original, *sample[:3]))
+    assert torch.equal(predict(score.unet, *sample[:3]), predict(original, *sample[:3]))
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])
@@ -136,11 +137,14 @@ def test_phi_starts_from_the_given_generator_alone(original):
 
 
 def test_a_v_prediction_is_turned_into_eps(original):
-    schedule = NoiseSchedule(SCHEDULE.alphas_cumprod, "v_prediction")
+    process = VariancePreserving(VP.alphas_cumprod, "v_prediction")
     x_t, t, y, pose = inputs()
-    v = eps_of(make(original), x_t, t, y, pose)
-    eps = eps_of(make(original, schedule), x_t, t, y, pose)
-    assert torch.equal(eps, eps_from_v(v, x_t, *schedule.alpha_sigma(t, x_t)))
+    v = predict(make(original), x_t, t, y, pose)
+    score = make(original, process)
+    assert torch.equal(predict(score, x_t, t, y, pose), v)
+    with torch.no_grad():
+        eps = eps_of_particles(score, x_t, t, y, pose, entropy_weight=0.0)
+    assert torch.equal(eps, eps_from_v(v, x_t, *process.alpha_sigma(t, x_t)))
 
 
 def test_the_camera_embedding_is_zero_at_the_start_and_two_layers_by_hand_later():

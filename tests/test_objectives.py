@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import VariancePreserving, add_noise, v_from_eps
 from dist_vsd.objectives.clip import (
     augmented,
     blurred,
@@ -53,16 +53,18 @@ def test_sds_is_the_denoising_gradient_without_the_jacobian():
 
 def test_the_loss_on_v_is_the_mean_square_error_of_v():
     x_0, eps, eps_phi = numbers(2, 7), numbers(2, 7, seed=1), numbers(2, 7, seed=2)
-    alpha_t = torch.tensor([[0.8], [0.3]], dtype=torch.float64)
-    sigma_t = (1 - alpha_t**2).sqrt()
+    process, t = VariancePreserving(torch.tensor([0.64, 0.09], dtype=torch.float64)), torch.tensor([0, 1])
+    alpha_t, sigma_t = process.alpha_sigma(t, x_0)
     x_t = add_noise(x_0, eps, alpha_t, sigma_t)
-    v = alpha_t * eps - sigma_t * x_0
+    v = v_from_eps(eps, x_0, alpha_t, sigma_t)
     v_phi = alpha_t * eps_phi - sigma_t * (x_t - sigma_t * eps_phi) / alpha_t
-    torch.testing.assert_close(phi_loss(eps_phi, eps, alpha_t), (v_phi - v).square().mean(1))
+    torch.testing.assert_close(phi_loss(process.error(eps_phi, x_0, x_t, eps, t, "v")), (v_phi - v).square().mean(1))
 
 
 class Posed:
     """eps_phi that answers with its pose."""
+
+    process = VariancePreserving(torch.tensor([0.5]).double())
 
     def __call__(self, x_t, t, y, pose):
         return pose[:, :1] * torch.ones_like(x_t)

@@ -108,7 +108,7 @@ def test_every_loading_path_gives_the_same_model(folders, hub, architecture, pat
     # Weights rounded to fp16 have a relative error of 2^-11; all others are the same.
     tolerance = {"rtol": 0, "atol": 2e-2} if is_half else {"rtol": 0, "atol": 0}
     torch.testing.assert_close(y.tokens, expected_y.tokens, **tolerance)
-    torch.testing.assert_close(prior.eps(x_t, t, y), plain.eps(x_t, t, expected_y), **tolerance)
+    torch.testing.assert_close(prior.predict(x_t, t, y), plain.predict(x_t, t, expected_y), **tolerance)
     shapes = {name: tuple(parameter.shape) for name, parameter in plain.unet.named_parameters()}
     assert sum(map(numel, prior.folder.shapes("unet").values())) == sum(map(numel, shapes.values()))
 

@@ -9,9 +9,11 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 
 from dist_vsd.cli import main
-from dist_vsd.diffusion.schedule import NoiseSchedule
+from dist_vsd.diffusion.guidance import classifier_free_guidance
+from dist_vsd.diffusion.process import RectifiedFlow, VariancePreserving
+from dist_vsd.lab.mixtures import load_mixture
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER
-from dist_vsd.priors.prior import Text, TextEmbeddings
+from dist_vsd.priors.prior import Text, TextEmbeddings, eps_pretrain
 from dist_vsd.priors.sampling import build_scheduler, sample, sample_images
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from tests.tiny_pipelines import LATENT_SIZE, build_pipeline
@@ -26,12 +28,13 @@ class GaussianPrior:
 
     mean, std = 0.7, 0.5
 
-    def __init__(self, config=STABLE_DIFFUSION):
-        self.schedule = NoiseSchedule.from_scheduler_config(config)
+    def __init__(self, config=STABLE_DIFFUSION, process=None):
+        self.process = process or VariancePreserving.from_scheduler_config(config)
 
-    def eps(self, x_t, t, y):
-        alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t)
-        return sigma_t * (x_t - alpha_t * self.mean) / (alpha_t**2 * self.std**2 + sigma_t**2)
+    def predict(self, x_t, t, y):
+        alpha_t, sigma_t = self.process.alpha_sigma(t, x_t)
+        normalised = (x_t - alpha_t * self.mean) / (alpha_t**2 * self.std**2 + sigma_t**2)
+        return self.process.target(self.mean + alpha_t * self.std**2 * normalised, sigma_t * normalised, t)
 
     def flow(self, x_t, t, last=None):
         """Return where the probability flow takes x_t: it keeps (x_t - mean_t) / std_t (Song et al. 2021, equation 13).
@@ -44,7 +47,7 @@ class GaussianPrior:
     def moments(self, t, like):
         if t is None:
             return self.mean, self.std
-        alpha_t, sigma_t = self.schedule.alpha_sigma(torch.tensor([t]), like)
+        alpha_t, sigma_t = self.process.alpha_sigma(torch.tensor([t]), like)
         return alpha_t * self.mean, (alpha_t**2 * self.std**2 + sigma_t**2).sqrt()
 
 
@@ -85,12 +88,30 @@ def test_samplers_converge_to_the_probability_flow(sampler):
     noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     errors = []
     for num_steps in (40, 80, 160):
-        first = int(build_scheduler(prior.schedule, num_steps, sampler, "cpu").timesteps[0])
+        first = int(build_scheduler(prior.process, num_steps, sampler, "cpu").timesteps[0])
         x_0 = prior.flow(noise, first, last=0 if sampler == "ddim" else None)
         errors.append(float((sample(prior, NO_TEXT, noise, num_steps, 1.0, sampler) - x_0).abs().max()))
     # Of the first order, both: DPM-Solver++ takes its last step, from the smallest timestep to no noise, as DDIM does.
     assert errors[2] < errors[1] / 1.7 < errors[0] / 1.7**2
     assert errors[2] < 0.02
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_eulers_steps_converge_to_the_line_that_a_flow_of_a_gaussian_follows(shift):
+    prior = GaussianPrior(process=RectifiedFlow(shift))
+    noise = torch.randn(2, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x_0 = prior.mean + prior.std * noise  # at s = 1 the process is standard normal
+    errors = [float((sample(prior, NO_TEXT, noise, num_steps, 1.0) - x_0).abs().max()) for num_steps in (40, 80, 160)]
+    assert errors[2] < errors[1] / 1.9 < errors[0] / 1.9**2  # of the first order
+    assert errors[2] < 0.03
+
+
+def test_samples_of_a_mixture_under_a_flow_are_spread_over_its_modes():
+    prior = load_mixture("four_gaussians", RectifiedFlow())
+    x_0 = sample(prior, prior.no_text(1000), torch.randn(1000, 2, generator=torch.Generator().manual_seed(0)), 50, 1.0, "euler")
+    shares = torch.bincount(prior.component_log_densities(x_0).argmax(-1), minlength=4) / 1000
+    # Four standard deviations of a share of 1,000 independent draws are 0.06.
+    torch.testing.assert_close(shares, prior.weights, rtol=0, atol=0.06)
 
 
 def test_samples_of_a_gaussian_have_its_mean_and_spread():
@@ -104,7 +125,7 @@ def test_samples_of_a_gaussian_have_its_mean_and_spread():
 @pytest.mark.parametrize("sampler", SCHEDULERS)
 def test_a_schedule_that_ends_in_pure_noise_can_be_sampled_at_every_number_of_steps(sampler):
     prior, noise = GaussianPrior(STABLE_DIFFUSION | {"rescale_betas_zero_snr": True}), torch.randn(2, 3)
-    assert prior.schedule.alphas_cumprod[-1] == 0
+    assert prior.process.alphas_cumprod[-1] == 0
     for num_steps in (1, 7, 499, 500, 998):
         assert sample(prior, NO_TEXT, noise, num_steps, 1.0, sampler).isfinite().all()
 
@@ -116,7 +137,7 @@ def test_no_gradient_is_kept_through_a_sampler():
 @pytest.mark.parametrize(
     ("words", "rule"),
     [
-        ({"sampler": "euler"}, r"sampler must be ddim or dpmsolver\+\+, got 'euler'"),
+        ({"sampler": "euler"}, r"sampler must be ddim or dpmsolver\+\+ for a prior with this process, got 'euler'"),
         ({"num_steps": 999}, "num_steps must be between 1 and 998, got 999"),
         ({"num_steps": 0}, "num_steps must be between 1 and 998, got 0"),
         ({"guidance_scale": 2.0}, "guidance_scale 2 needs the embedding of a negative"),
@@ -125,6 +146,36 @@ def test_no_gradient_is_kept_through_a_sampler():
 def test_what_can_not_be_sampled_is_refused(words, rule):
     with pytest.raises(ValueError, match=rule):
         sample(GaussianPrior(), NO_TEXT, torch.randn(2, 3), **({"num_steps": 5, "guidance_scale": 1.0} | words))
+
+
+@pytest.mark.parametrize(
+    ("words", "rule"),
+    [
+        ({"sampler": "ddim"}, "sampler must be euler for a prior with this process, got 'ddim': change"),
+        ({"num_steps": 0}, "num_steps must be at least 1, got 0"),
+    ],
+)
+def test_what_does_not_follow_a_flow_is_refused(words, rule):
+    with pytest.raises(ValueError, match=rule):
+        sample(GaussianPrior(process=RectifiedFlow()), NO_TEXT, torch.randn(2, 3), **({"num_steps": 5, "guidance_scale": 1.0} | words))
+
+
+def test_guidance_of_what_is_predicted_is_guidance_of_eps():
+    prior = load_mixture("four_gaussians", RectifiedFlow())
+    y, t = TextEmbeddings(Text(torch.zeros(3, 1, 1)), Text(torch.ones(3, 1, 1))), torch.tensor([0.1, 0.6, 1.0])
+
+    class Named:
+        """The mixture, and its mirror image where the text says so."""
+
+        process = prior.process
+
+        def predict(self, x_t, t, y):
+            sign = 1 - 2 * y.tokens[:, 0]
+            return sign * prior.predict(sign * x_t, t)
+
+    x_t = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    guided = classifier_free_guidance(-prior.eps(-x_t, t), prior.eps(x_t, t), 7.5)
+    torch.testing.assert_close(eps_pretrain(Named(), x_t, t, y, 7.5), guided, rtol=1e-5, atol=1e-5)  # fp32
 
 
 def test_the_command_draws_with_either_sampler(tmp_path, capfd):
@@ -139,7 +190,7 @@ def test_the_command_draws_with_either_sampler(tmp_path, capfd):
 @pytest.mark.parametrize(
     ("command", "fragments"),
     [
-        ('prior sample "a duck" --sampler ddmi', ("--sampler must be ddim or dpmsolver++, got 'ddmi'", "did you mean ddim")),
+        ('prior sample "a duck" --sampler ddmi', ("--sampler must be one of ddim, dpmsolver++, euler, got 'ddmi'", "did you mean ddim")),
         ('prior sample "a duck" --num-steps 1000', ("num_steps must be between 1 and 998, got 1000",)),
         (f'prior sample "{"a red duck, " * 5}"', ("a prompt of 20 tokens is too long, the text encoder takes 14", "would be cut off")),
     ],

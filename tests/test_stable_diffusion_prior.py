@@ -117,6 +117,11 @@ def test_the_gradient_of_encode_reaches_every_pixel_and_is_its_derivative(exact)
     torch.testing.assert_close((image.grad * direction).sum(), (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-9)
 
 
+def eps_of(prior, x_t, t, y):
+    """Return eps of B texts without guidance."""
+    return eps_pretrain(prior, x_t, t, TextEmbeddings(y, None), 1.0)
+
+
 def test_eps_is_alpha_v_plus_sigma_x_of_the_networks_output(exact):
     x_t, t, y = noised(torch.float64)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
@@ -125,7 +130,7 @@ def test_eps_is_alpha_v_plus_sigma_x_of_the_networks_output(exact):
         v = exact.unet(x_t, t, y.cond.tokens).sample
     expected = alpha_squared.sqrt() * v + (1 - alpha_squared).sqrt() * x_t
     # diffusers makes the betas in fp32: alpha_t^2 near 1 is off by some 1e-6 of 1, hence sigma_t at t = 20 by 1e-5.
-    torch.testing.assert_close(exact.eps(x_t, t, y.cond), expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(eps_of(exact, x_t, t, y.cond), expected, rtol=0, atol=1e-4)
     assert (expected - v).abs().max() > 0.1  # the conversion is not nothing
 
 
@@ -133,7 +138,7 @@ def test_eps_is_alpha_v_plus_sigma_x_of_the_networks_output(exact):
 def test_guidance_in_one_batched_call_equals_two_calls(exact, guidance_scale):
     x_t, t, y = noised(torch.float64)
     with torch.no_grad():
-        eps_cond, eps_uncond = exact.eps(x_t, t, y.cond), exact.eps(x_t, t, y.uncond)
+        eps_cond, eps_uncond = eps_of(exact, x_t, t, y.cond), eps_of(exact, x_t, t, y.uncond)
     assert (eps_cond - eps_uncond).abs().max() > 1e-4
     expected = (1 - guidance_scale) * eps_uncond + guidance_scale * eps_cond
     # fp64: a batch of 6 and one of 3 may sum in another order (1e-15), times a scale of up to 100.
@@ -156,7 +161,7 @@ def test_results_have_the_precision_of_what_was_given(folders):
     x_t, t, y = noised()
     with torch.no_grad():
         x_0 = half.encode(pictures(IMAGE_SIZE))
-        assert {x_0.dtype, half.decode(x_0).dtype, half.eps(x_t, t, y.cond).dtype} == {torch.float32}
+        assert {x_0.dtype, half.decode(x_0).dtype, half.predict(x_t, t, y.cond).dtype} == {torch.float32}
     assert half.unet.dtype == half.vae.dtype == torch.bfloat16
 
 
@@ -189,7 +194,7 @@ def test_eps_is_what_diffusers_own_pipeline_asks_its_unet(folders, architecture)
         conditions = {"added_cond_kwargs": {"text_embeds": y.pooled, "time_ids": time_ids.repeat(3, 1)}}
     with torch.no_grad():
         prediction = pipeline.unet(x_t, t, encoder_hidden_states=y.tokens, **conditions).sample
-        eps = prior.eps(x_t, t, y)
+        eps = eps_of(prior, x_t, t, y)
     if architecture == "sd2_v":
         alpha_squared = pipeline.scheduler.alphas_cumprod[t].reshape(-1, 1, 1, 1)
         prediction = alpha_squared.sqrt() * prediction + (1 - alpha_squared).sqrt() * x_t
@@ -202,10 +207,10 @@ def test_the_pooled_text_and_the_pictures_size_matter_to_an_xl(folders):
     x_t, t, _ = noised()
     y = prior.embed(["a duck", "a red car", "a cube"]).cond
     with torch.no_grad():
-        eps, other_text = prior.eps(x_t, t, y), prior.eps(x_t, t, Text(y.tokens, y.pooled.roll(1, 0)))
+        eps, other_text = prior.predict(x_t, t, y), prior.predict(x_t, t, Text(y.tokens, y.pooled.roll(1, 0)))
         sizes = []
         hook = prior.unet.add_time_proj.register_forward_hook(lambda _module, inputs, _output: sizes.append(inputs[0].tolist()))
-        prior.eps(x_t[..., :4, :], t, y)
+        prior.predict(x_t[..., :4, :], t, y)
         hook.remove()
     assert (eps - other_text).abs().max() > 1e-4
     assert sizes == [[32.0, 64.0, 0.0, 0.0, 32.0, 64.0] * 3]
@@ -229,8 +234,8 @@ def test_sizes_are_those_of_the_architecture(folders, architecture):
 
 def test_a_unet_of_another_checkpoint_fits_if_it_shares_latents_texts_and_noise_levels(folders, tmp_path):
     teacher = StableDiffusionPrior.load(str(folders / "sd2"))
-    unet, schedule = load_unet(str(folders / "sd2_v"), teacher)
-    assert (teacher.schedule.prediction_type, schedule.prediction_type) == ("epsilon", "v_prediction")
+    unet, process = load_unet(str(folders / "sd2_v"), teacher)
+    assert (teacher.process.prediction_type, process.prediction_type) == ("epsilon", "v_prediction")
     assert not torch.equal(unet.conv_in.weight, teacher.unet.conv_in.weight)
     assert not any(parameter.requires_grad for parameter in unet.parameters())
     with pytest.raises(ValueError, match=r"does not fit the teacher: its cross_attention_dim is 40, the teacher's 16; choose one"):

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from dist_vsd.diffusion.schedule import add_noise, eps_from_score
+from dist_vsd.diffusion.process import add_noise, eps_from_score
 from dist_vsd.lab.flow import flow, gradient
 from dist_vsd.lab.measures import Target, entropy, mean_distance
 from dist_vsd.lab.mixtures import load_mixture
@@ -103,10 +103,10 @@ def test_in_the_order_of_algorithm_1_phi_learns_what_the_step_of_theta_has_used(
 
 
 def test_the_exact_score_is_that_of_point_masses_noised():
-    exact, theta = ExactScore(FOUR.schedule), torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).double()
+    exact, theta = ExactScore(FOUR.process), torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).double()
     exact.follow(theta, 0)
     x_t, t = 2 * torch.randn(30, 2, generator=torch.Generator().manual_seed(1)).double(), torch.arange(20, 980, 32)
-    alpha_t, sigma_t = FOUR.schedule.alpha_sigma(t, x_t)
+    alpha_t, sigma_t = FOUR.process.alpha_sigma(t, x_t)
     weights = torch.full((20,), 1 / 20, dtype=torch.float64)
     score = mixture_score(x_t, alpha_t[..., None] * theta, sigma_t.square()[..., None].expand(-1, 20, 1), weights)
     torch.testing.assert_close(exact(x_t, t), eps_from_score(score, sigma_t), rtol=1e-10, atol=1e-10)  # the same sums in fp64
@@ -114,7 +114,7 @@ def test_the_exact_score_is_that_of_point_masses_noised():
 
 def test_sds_is_vsd_of_a_single_particle():
     x_0, t, eps = torch.tensor([[0.3, -0.7]]), torch.tensor([300]), torch.tensor([[1.0, 0.5]])
-    exact = ExactScore(FOUR.schedule)
+    exact = ExactScore(FOUR.process)
     exact.follow(x_0, 0)
     vsd = gradient(FOUR, "vsd", exact, x_0, t, eps, SETTINGS)
     # (x_t - alpha x_0) / sigma loses a digit of fp32.
@@ -123,7 +123,7 @@ def test_sds_is_vsd_of_a_single_particle():
 
 def test_denoising_is_the_derivative_of_the_weighted_loss():
     x_0, t, eps = torch.tensor([[0.3, -0.7]], dtype=torch.float64), torch.tensor([300]), torch.tensor([[1.0, 0.5]]).double()
-    alpha_t, sigma_t = FOUR.schedule.alpha_sigma(t, x_0)
+    alpha_t, sigma_t = FOUR.process.alpha_sigma(t, x_0)
     wide = load_mixture("four_gaussians")
     wide.means, wide.weights, wide._variances = wide.means.double(), wide.weights.double(), wide._variances.double()
 

@@ -5,7 +5,7 @@ import torch
 
 from dist_vsd.cameras import look_at_origin
 from dist_vsd.config_files import load_preset, merge
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import add_noise
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
@@ -78,8 +78,8 @@ def test_the_reused_pass_gives_the_score_of_a_pass_of_its_own_and_phi_the_gradie
     for parameter in fresh.phi.score.phi().values():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=perturbed))
     shots = [Shot(i, 0) for i in range(6)]
-    t, eps = draw_t(fresh.config, shots, 0, 1000), draw_noise(fresh.config, "noise", shots, 0, x_0)
-    x_t = add_noise(x_0, eps, *fresh.prior.schedule.alpha_sigma(t, x_0))
+    t, eps = draw_t(fresh.config, shots, 0, fresh.prior.process), draw_noise(fresh.config, "noise", shots, 0, x_0)
+    x_t = add_noise(x_0, eps, *fresh.prior.process.alpha_sigma(t, x_0))
     predicted = fresh.phi.score(x_t, t, fresh.prompt.plain.cond.expand(6), torch.zeros(6, 16))
     (predicted - eps).square().mean().backward()
     for name, parameter in fresh.phi.score.phi().items():
@@ -101,7 +101,7 @@ def test_the_reused_pass_gives_the_score_of_a_pass_of_its_own_and_phi_the_gradie
         ({"prompting": {"view_words": False, "perp_neg": True}}, "prompting.perp_neg and prompts for views need view words"),
         ({"clip": {"crop_fraction": 0}}, r"clip.crop_fraction must be in \(0, 1\], got 0"),
         ({"clip": {"opacity_start": 0.05}}, "0 < end <= start <= 1, got 0.05 and 0.1"),
-        ({"ancestral": {"sampler": "euler"}}, "ancestral.sampler must be one of ddim, dpmsolver"),
+        ({"ancestral": {"sampler": "heun"}}, "ancestral.sampler must be one of ddim, dpmsolver"),
         ({"siren": {"first_omega": 0}}, "siren.first_omega and hidden_omega must be above 0, got 0"),
         ({"latent": {"initial_std": -1}}, "latent.initial_std must be 0 or more, got -1"),
     ],

@@ -46,11 +46,11 @@ def test_a_window_begins_anew_when_it_is_taken():
 def test_the_gap_is_the_norm_of_the_difference_of_the_scores_whatever_w_t(weighting):
     from types import SimpleNamespace
 
-    from dist_vsd.diffusion.schedule import NoiseSchedule
+    from dist_vsd.diffusion.process import VariancePreserving
     from dist_vsd.diffusion.timesteps import timestep_weight
     from dist_vsd.objectives.objective import of_scores
 
-    schedule = NoiseSchedule(torch.linspace(0.999, 0.01, 1000).double())
+    schedule = VariancePreserving(torch.linspace(0.999, 0.01, 1000).double())
     difference, t = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([20, 500, 980])
     w_t = timestep_weight(weighting, *schedule.alpha_sigma(t, difference))
     gap = of_scores(SimpleNamespace(w_t=w_t, x_0=difference), w_t * difference, has_phi=True).score_gap

@@ -27,6 +27,7 @@ DESCRIPTION = """Compare denoising, SDS and VSD on mixtures of Gaussians: no net
   dist-vsd lab                                                        four modes in the plane, under a minute
   dist-vsd lab --mixture ring --phi exact learned --phi-steps 1 5     phi exact, and learned with 1 and with 5 steps an update
   dist-vsd lab --methods vsd --phi learned --order theta_then_phi phi_then_theta --seed 0 1 2
+  dist-vsd lab --process rectified_flow --shift 3 --out lab_flow      as Stable Diffusion 3 noises, and predicts velocities
   dist-vsd lab --mixture mine.yaml --num-particles 256                with {components: [{weight: 1, mean: [0, 0], std: 1}]} in mine.yaml
 
 A component has a weight, a mean, and std or covariance. Every combination is a run; finished ones are not run again. Stopped at any
@@ -134,9 +135,10 @@ def variants_of(parsed: LabArguments) -> list[Variant]:
 
 def load_mixtures(parsed: LabArguments) -> dict[str, Any]:
     """Return the mixtures by name; ValueError says what is wrong with one."""
-    from dist_vsd.lab.mixtures import load_mixture
+    from dist_vsd.lab.mixtures import load_mixture, process_of
 
-    return {name: load_mixture(name) for name in parsed.mixture}
+    process = process_of(parsed.settings)
+    return {name: load_mixture(name, process) for name in parsed.mixture}
 
 
 def check_guidance(settings: Settings, prior: Any) -> None:
@@ -145,8 +147,8 @@ def check_guidance(settings: Settings, prior: Any) -> None:
 
     from dist_vsd.lab.flow import gradient
 
-    point = torch.zeros(1, prior.num_dimensions)
-    gradient(prior, "sds", None, point, torch.zeros(1, dtype=torch.long), point, settings)  # type: ignore[arg-type]
+    point, t = torch.zeros(1, prior.num_dimensions), prior.process.draw_t(torch.zeros(1), 0.5, 0.5)
+    gradient(prior, "sds", None, point, t, point, settings)  # type: ignore[arg-type]
 
 
 def make_targets(priors: dict[str, Any]) -> dict[str, Target]:
@@ -205,9 +207,9 @@ def draw(results: dict[Run, dict[str, Any]], targets: dict[str, Target], record:
         say("no pictures: matplotlib is not installed, `pip install dist_vsd[bench]` installs it")
         return []
     from dist_vsd.lab.runs import mixture_name, read_metrics, read_trajectory
-    from dist_vsd.lab.summary import FRESH
+    from dist_vsd.lab.summary import FRESH, process_label
 
-    first_seed = next(iter(results)).seed
+    process, first_seed = process_label(record["settings"]), next(iter(results)).seed
     files = []
     for mixture, target in targets.items():
         shown = [
@@ -218,7 +220,8 @@ def draw(results: dict[Run, dict[str, Any]], targets: dict[str, Target], record:
         name = mixture_name(mixture)
         fresh = next(row["figures"] for row in record["rows"] if row["mixture"] == name and row["label"] == FRESH)
         axes = ", the first two coordinates" if target.prior.num_dimensions > 2 else ""
-        title = f"{name}: {shown[0].theta.shape[1]} particles in {target.prior.num_dimensions} dimensions{axes}, seed {first_seed}"
+        particles = f"{shown[0].theta.shape[1]} particles in {target.prior.num_dimensions} dimensions{axes}"
+        title = f"{name}: {particles}, {process}, seed {first_seed}"
         files.append(out / f"{name}.png")
         draw_comparison(shown, target.prior, fresh.get("energy_distance", {}).get("mean"), title, files[-1])
     return files

@@ -41,8 +41,8 @@ class SampleArguments:
     """Pictures to draw."""
     num_steps: int = 50
     """Of the sampler."""
-    sampler: str = "ddim"
-    """ddim or dpmsolver++."""
+    sampler: str = ""
+    """ddim or dpmsolver++; of a rectified flow euler; empty: ddim, or euler of a flow."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s."""
     seed: int = 0
@@ -56,9 +56,9 @@ class SampleArguments:
         for name in ("num_samples", "num_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.sampler not in SAMPLERS:
+        if self.sampler not in ("", *SAMPLERS):
             near = nearest_command(self.sampler, SAMPLERS)
-            raise ValueError(f"--sampler must be {' or '.join(SAMPLERS)}, got {self.sampler!r}{near}: change --sampler")
+            raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}{near}: change --sampler")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

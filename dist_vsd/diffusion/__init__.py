@@ -1,1 +1,1 @@
-"""The mathematics of the diffused distributions p_t: schedules, conversions between predictions, draws of t."""
+"""The mathematics of the diffused distributions p_t: processes, conversions between predictions, draws of t."""

@@ -15,7 +15,7 @@ WEIGHTINGS = ("sigma_squared", "uniform", "alpha_sigma")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TimestepConfig:
-    """The range of t at each update of a particle, as fractions of the schedule's T."""
+    """The range of t at each update of a particle, as fractions of the whole: of T, or of a rectified flow's time before its shift."""
 
     min_fraction: float = 0.02
     """Lowest t, as a fraction of T."""

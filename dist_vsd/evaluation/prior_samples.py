@@ -20,7 +20,7 @@ class PriorSamples:
     Args:
         num_samples: for each prompt.
         guidance_scale: s, the same for all runs, whatever theirs.
-        num_steps: of DPM-Solver++.
+        num_steps: of DPM-Solver++, or of the sampler that the prior's process has for few steps.
         device: to draw on.
     """
 
@@ -41,11 +41,12 @@ class PriorSamples:
         return self._drawn(prior, tuple(texts[i * len(texts) // self.num_samples % len(texts)] for i in range(self.num_samples)))
 
     def _draw(self, prior: str, prompts: tuple[str, ...]) -> Tensor:
+        pretrained = self._prior(prior)
         chunks = range(0, len(prompts), SAMPLES_AT_ONCE)
         return torch.cat([
             sample_images(
-                self._prior(prior), list(prompts[i : i + SAMPLES_AT_ONCE]), self.num_steps, self.guidance_scale,
-                range(i, min(i + SAMPLES_AT_ONCE, len(prompts))), "dpmsolver++",
+                pretrained, list(prompts[i : i + SAMPLES_AT_ONCE]), self.num_steps, self.guidance_scale,
+                range(i, min(i + SAMPLES_AT_ONCE, len(prompts))), pretrained.process.samplers[-1],
             )
             for i in chunks
         ])  # fmt: skip

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import add_noise
-from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at, timestep_weight
+from dist_vsd.diffusion.process import add_noise
+from dist_vsd.diffusion.timesteps import max_fraction_at, timestep_weight
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.errors import RunFailed
 from dist_vsd.lab.scores import CloudScore, ExactScore, LearnedScore
@@ -33,11 +33,11 @@ def flow(prior: GaussianMixturePrior, variant: Variant, settings: Settings, seed
     Raises:
         RunFailed: a particle is no longer finite.
     """
-    schedule, num_updates = prior.schedule, settings.num_updates
+    process, num_updates = prior.process, settings.num_updates
     shape = (settings.num_particles, prior.num_dimensions)
     theta = settings.start_std * torch.randn(shape, generator=keyed_generator(seed, "initialize_theta"))
     adam = torch.optim.Adam([theta], lr=settings.lr, betas=(0.9, 0.99))
-    phi = LearnedScore(prior, variant.phi_steps, settings.phi_lr, seed) if variant.phi == "learned" else ExactScore(schedule)
+    phi = LearnedScore(prior, variant.phi_steps, settings.phi_lr, seed) if variant.phi == "learned" else ExactScore(process)
     phi_first = variant.order != "theta_then_phi"
     for update in range(num_updates):
         yield update, theta, phi
@@ -48,7 +48,7 @@ def flow(prior: GaussianMixturePrior, variant: Variant, settings: Settings, seed
             phi.follow(renders, update)
         high_fraction = max_fraction_at(settings.timesteps, progress)
         uniform = torch.rand(shape[0], generator=keyed_generator(seed, "timestep", update=update))
-        t = draw_timesteps(uniform, settings.timesteps.min_fraction, high_fraction, schedule.num_timesteps)
+        t = process.draw_t(uniform, settings.timesteps.min_fraction, high_fraction)
         eps = torch.randn(shape, generator=keyed_generator(seed, "noise", update=update))
         theta.grad = gradient(prior, variant.method, phi, renders, t, eps, settings)
         adam.step()
@@ -70,14 +70,14 @@ def gradient(
         method: one of METHODS.
         phi: eps_phi; only vsd asks it.
         x_0: (n, D) particles.
-        t: (n,) timesteps.
+        t: (n,) times of the process.
         eps: (n, D) noise.
         settings: for w(t) and s.
 
     Raises:
         ValueError: s is not 1: a mixture has no unconditional branch.
     """
-    alpha_t, sigma_t = prior.schedule.alpha_sigma(t, x_0)
+    alpha_t, sigma_t = prior.process.alpha_sigma(t, x_0)
     w_t = timestep_weight(settings.timesteps.weighting, alpha_t, sigma_t)
 
     def predict(x_t: Tensor) -> Tensor:

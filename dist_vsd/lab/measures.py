@@ -10,8 +10,8 @@
   neighbour (Kraskov, Stoegbauer and Grassberger 2004, equation 20). It takes particles for independent draws: those that repel each
   other, as VSD's do, can come out slightly below 0. Infinite (null in JSON) where particles coincide.
   In many dimensions the estimate is far off; fresh samples of the target show by how much.
-- kl_noised: KL(q_t || p_t) at t = 0.2 T, one level of VSD's own objective (ProlificDreamer, theorem 1): both densities are known
-  exactly, the mean over q_t is over 8 draws of each particle.
+- kl_noised: KL(q_t || p_t) at t = 0.2 T (of a rectified flow, a fraction of 0.2 before its shift), one level of VSD's own objective
+  (ProlificDreamer, theorem 1): both densities are known exactly, the mean over q_t is over 8 draws of each particle.
 - phi_gap: mean |eps_phi - eps_exact|^2 over coordinates at noised particles, t over the whole range that the particles use: how far a
   learned phi is from what it learns. mean_phi_gap is its mean over a run, without the start, where phi is the prior.
 """
@@ -23,8 +23,7 @@ import math
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import add_noise
-from dist_vsd.diffusion.timesteps import draw_timesteps
+from dist_vsd.diffusion.process import add_noise
 from dist_vsd.lab.scores import CloudScore, ExactScore, LearnedScore, cloud_logits
 from dist_vsd.lab.settings import NUM_NEIGHBOURS
 from dist_vsd.priors.gaussian_mixture import GaussianMixturePrior
@@ -109,12 +108,12 @@ class Target:
         return -entropy(theta) - float(self.prior.log_density(theta).double().mean())
 
     def kl_noised(self, theta: Tensor) -> float:
-        """Return KL(q_t || p_t), in nats, at t = KL_FRACTION T."""
+        """Return KL(q_t || p_t), in nats, at a fraction of KL_FRACTION of the time."""
         n, num_dimensions = theta.shape
         generator = torch.Generator().manual_seed(MEASURE_SEED)
         x_0 = theta.repeat(KL_REPEATS, 1)
-        t = torch.full((len(x_0),), round(KL_FRACTION * self.prior.schedule.num_timesteps))
-        alpha_t, sigma_t = self.prior.schedule.alpha_sigma(t, x_0)
+        t = self.prior.process.draw_t(torch.zeros(len(x_0)), KL_FRACTION, KL_FRACTION)
+        alpha_t, sigma_t = self.prior.process.alpha_sigma(t, x_0)
         x_t = add_noise(x_0, torch.randn(x_0.shape, generator=generator), alpha_t, sigma_t)
         log_normaliser = math.log(n) + num_dimensions * (0.5 * math.log(2 * math.pi) + math.log(float(sigma_t[0])))
         log_q_t = cloud_logits(x_t, theta, alpha_t, sigma_t).logsumexp(-1) - log_normaliser
@@ -124,9 +123,9 @@ class Target:
     def phi_gap(self, theta: Tensor, phi: CloudScore) -> float:
         """Return the mean squared difference of eps_phi from the exact eps of the particles."""
         generator = torch.Generator().manual_seed(MEASURE_SEED)
-        schedule = self.prior.schedule
-        t = draw_timesteps(torch.rand(len(theta), generator=generator), *GAP_FRACTIONS, schedule.num_timesteps)
-        x_t = add_noise(theta, torch.randn(theta.shape, generator=generator), *schedule.alpha_sigma(t, theta))
-        exact = ExactScore(schedule)
+        process = self.prior.process
+        t = process.draw_t(torch.rand(len(theta), generator=generator), *GAP_FRACTIONS)
+        x_t = add_noise(theta, torch.randn(theta.shape, generator=generator), *process.alpha_sigma(t, theta))
+        exact = ExactScore(process)
         exact.follow(theta, 0)
         return float((phi(x_t, t) - exact(x_t, t)).square().mean())

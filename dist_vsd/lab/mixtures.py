@@ -13,7 +13,8 @@ import torch
 import yaml
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import NoiseSchedule
+from dist_vsd.diffusion.process import Process, RectifiedFlow, VariancePreserving
+from dist_vsd.lab.settings import Settings
 from dist_vsd.priors.gaussian_mixture import GaussianMixturePrior
 
 # Stable Diffusion's schedule.
@@ -59,24 +60,32 @@ MIXTURES: dict[str, Callable[[], tuple[Tensor, Tensor, Tensor]]] = {
 }
 
 
-def load_mixture(name: str) -> GaussianMixturePrior:
+def process_of(settings: Settings) -> Process:
+    """Return what the settings' samples are noised by."""
+    if settings.process == "rectified_flow":
+        return RectifiedFlow(settings.shift)
+    return VariancePreserving.from_scheduler_config(SCHEDULE)
+
+
+def load_mixture(name: str, process: Process | None = None) -> GaussianMixturePrior:
     """Return a mixture by its name, or from a file.
 
     Args:
         name: one of MIXTURES, or the path of a .json, .yaml or .yml file as read_mixture takes it.
+        process: of the prior; None: the default of the settings, Stable Diffusion's schedule.
 
     Raises:
         ValueError: an unknown name, or a file that can't be read or holds no mixture.
     """
-    schedule = NoiseSchedule.from_scheduler_config(SCHEDULE)
+    process = process or process_of(Settings())
     if name in MIXTURES:
-        return GaussianMixturePrior(*MIXTURES[name](), schedule)
+        return GaussianMixturePrior(*MIXTURES[name](), process)
     if Path(name).suffix.lower() not in SUFFIXES:
         near = difflib.get_close_matches(name, MIXTURES, n=1)
         hint = f" (did you mean {near[0]}?)" if near else ""
         raise ValueError(f"mixture {name[:80]!r} does not exist{hint}: use one of {', '.join(MIXTURES)}, or a {', '.join(SUFFIXES)} file")
     try:
-        return GaussianMixturePrior(*read_mixture(Path(name)), schedule)
+        return GaussianMixturePrior(*read_mixture(Path(name)), process)
     except ValueError as error:
         raise ValueError(f"--mixture {name[:100]}: {error}") from error
 

@@ -24,6 +24,7 @@ from dist_vsd.priors.gaussian_mixture import GaussianMixturePrior
 from dist_vsd.serialization import read_tensors, write_tensors
 
 METRICS, TRAJECTORY, RESULT = "metrics.jsonl", "trajectory.safetensors", "result.json"
+PROCESS_OF_OLD_RESULTS = {"process": "variance_preserving"}  # they don't name it
 NUM_LOOKS = 30  # how often particles are measured in a run, after the start
 
 
@@ -52,11 +53,14 @@ class Run:
 
     def asked(self, prior: GaussianMixturePrior) -> dict[str, Any]:
         """Return all that decides the run's figures, as plain values."""
+        settings = dataclasses.asdict(self.settings)
+        if self.settings.process != "rectified_flow":
+            del settings["shift"]
         return {
             "mixture": describe(prior),
             **dataclasses.asdict(self.variant),
             "seed": self.seed,
-            **dataclasses.asdict(self.settings),
+            **settings,
             "measures": list(self.measures),
         }
 
@@ -83,7 +87,7 @@ def read_result(folder: Path, asked: dict[str, Any]) -> dict[str, Any] | None:
     """
     try:
         result = json.loads((folder / RESULT).read_text())
-        kept, _ = result["asked"], result["figures"]
+        kept, _ = PROCESS_OF_OLD_RESULTS | result["asked"], result["figures"]
         read_tensors(folder / TRAJECTORY)
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -7,21 +7,21 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from dist_vsd.diffusion.schedule import NoiseSchedule, add_noise
-from dist_vsd.diffusion.timesteps import draw_timesteps
+from dist_vsd.diffusion.process import Process, add_noise
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.vsd import phi_loss
 from dist_vsd.priors.gaussian_mixture import GaussianMixturePrior
 
 WIDTH = 128
 TIME_FREQUENCY = 6.0
+LEAST_ALPHA = 1e-6  # below it fp32 has lost in x_t where a particle lies
 
 
 class CloudScore(Protocol):
     """eps_phi(x_t, t) of the particles, and how it follows them."""
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise in (B, D) noised particles at (B,) timesteps."""
+        """Predict the noise in (B, D) noised particles at (B,) times of the process."""
         ...
 
     def follow(self, theta: Tensor, update: int) -> None:
@@ -36,13 +36,13 @@ class ExactScore:
     likely it made x_t. It is what phi would be after infinitely many steps, with a network that can represent everything.
     """
 
-    def __init__(self, schedule: NoiseSchedule) -> None:
-        self.schedule = schedule
+    def __init__(self, process: Process) -> None:
+        self.process = process
         self.theta = torch.empty(0, 0)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise in (B, D) noised particles at (B,) timesteps."""
-        alpha_t, sigma_t = self.schedule.alpha_sigma(t, x_t)
+        """Predict the noise in (B, D) noised particles at (B,) times of the process."""
+        alpha_t, sigma_t = self.process.alpha_sigma(t, x_t)
         expected_x_0 = cloud_logits(x_t, self.theta, alpha_t, sigma_t).softmax(-1) @ self.theta
         return (x_t - alpha_t * expected_x_0) / sigma_t
 
@@ -52,14 +52,18 @@ class ExactScore:
 
 
 def cloud_logits(x_t: Tensor, theta: Tensor, alpha_t: Tensor, sigma_t: Tensor) -> Tensor:
-    """Return -||x_t - alpha_t theta_j||^2 / (2 sigma_t^2) of (B, D) points and (n, D) particles, (B, n)."""
+    """Return -||x_t - alpha_t theta_j||^2 / (2 sigma_t^2) of (B, D) points and (n, D) particles, (B, n).
+
+    At alpha_t = 0, the end of a rectified flow, all particles are as likely to have made x_t.
+    """
+    alpha_t = alpha_t.clamp_min(LEAST_ALPHA)
     # Matrix products would lose the small differences between neighbours at low noise.
     distance = torch.cdist(x_t / alpha_t, theta, compute_mode="donot_use_mm_for_euclid_dist")
     return -0.5 * (distance * alpha_t / sigma_t).square()
 
 
 class LearnedScore:
-    """A small network of x_t and t as eps_phi: an offset of the prior's eps that starts at zero, as LoRA's does.
+    """A small network of x_t and t as eps_phi: an offset of what the prior predicts, zero at first, as LoRA's.
 
     Args:
         prior: the pretrained model.
@@ -74,23 +78,27 @@ class LearnedScore:
         self.adam = torch.optim.AdamW(self.net.parameters(), lr=lr)
 
     def __call__(self, x_t: Tensor, t: Tensor) -> Tensor:
-        """Predict the noise in (B, D) noised particles at (B,) timesteps; the gradient flows to phi."""
-        _, sigma_t = self.prior.schedule.alpha_sigma(t, x_t)
+        """Predict the noise in (B, D) noised particles at (B,) times of the process; the gradient flows to phi."""
+        return self.prior.process.eps(self.predict(x_t, t), x_t, t)
+
+    def predict(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return what the process's networks predict, (B, D) as x_t; the gradient flows to phi."""
+        _, sigma_t = self.prior.process.alpha_sigma(t, x_t)
         wave = TIME_FREQUENCY * sigma_t
         inputs = torch.cat([x_t, sigma_t * x_t, sigma_t, sigma_t.square(), wave.sin(), wave.cos()], -1)
-        return self.prior.eps(x_t, t) + self.net(inputs)
+        return self.prior.predict(x_t, t) + self.net(inputs)
 
     def follow(self, theta: Tensor, update: int) -> None:
-        """Make ``num_steps`` steps of phi on the particles (ProlificDreamer, equation 8; t' over the whole schedule)."""
-        schedule = self.prior.schedule
+        """Make ``num_steps`` steps of phi on the particles (ProlificDreamer, equation 8; t' over the whole range)."""
+        process = self.prior.process
         for step in range(self.num_steps):
             uniform = torch.rand(len(theta), generator=keyed_generator(self.seed, "phi_timestep", update=update, step=step))
-            t = draw_timesteps(uniform, 0.0, 1.0, schedule.num_timesteps)
+            t = process.draw_t(uniform, 0.0, 1.0)
             eps = torch.randn(theta.shape, generator=keyed_generator(self.seed, "phi_noise", update=update, step=step))
-            x_t = add_noise(theta, eps, *schedule.alpha_sigma(t, theta))
+            x_t = add_noise(theta, eps, *process.alpha_sigma(t, theta))
             self.adam.zero_grad()
             with torch.enable_grad():
-                phi_loss(self(x_t, t), eps).mean().backward()
+                phi_loss(process.error(self.predict(x_t, t), theta, x_t, eps, t, loss="")).mean().backward()
             self.adam.step()
 
 

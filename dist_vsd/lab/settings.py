@@ -10,6 +10,7 @@ from dist_vsd.diffusion.timesteps import TimestepConfig
 METHODS = ("denoising", "sds", "vsd")
 PHIS = ("exact", "learned")
 ORDERS = ("theta_then_phi", "phi_then_theta")
+PROCESSES = ("variance_preserving", "rectified_flow")
 MEASURES = ("energy_distance", "mode_weights", "in_mode_std", "kl", "kl_noised", "phi_gap")  # measures.py defines them
 NUM_NEIGHBOURS = 5  # that the entropy in kl looks at
 MOST_LR = 1000.0
@@ -33,9 +34,17 @@ class Settings:
     """Of phi's AdamW, constant."""
     guidance_scale: float = 1.0
     """Classifier-free guidance s; a mixture has no unconditional branch, which leaves 1."""
+    process: str = PROCESSES[0]
+    """variance_preserving (Stable Diffusion's schedule, eps) or rectified_flow (x_t = (1 - s) x_0 + s eps, the velocity)."""
+    shift: float = 3.0
+    """Of a rectified flow: above 1 more of the time is spent at high noise; Stable Diffusion 3 has 3."""
     timesteps: TimestepConfig = TimestepConfig()
 
     def __post_init__(self) -> None:
+        if self.process not in PROCESSES:
+            raise ValueError(f"process must be one of {', '.join(PROCESSES)}, got {self.process[:60]!r}: change --process")
+        if not 0.0 < self.shift < math.inf:
+            raise ValueError(f"shift must be a positive number, got {self.shift}: change --shift (1 for none)")
         for name in ("num_particles", "num_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise --{name.replace('_', '-')}")

@@ -66,14 +66,15 @@ def summarise(results: dict[Run, dict[str, Any]], targets: dict[str, Target]) ->
 
 
 SHARED = (
-    "num_particles", "num_updates", "start_std", "lr", "final_lr_fraction", "phi_lr", "guidance_scale", "timesteps", "measures"
+    "num_particles", "num_updates", "start_std", "lr", "final_lr_fraction", "phi_lr", "guidance_scale", "process", "shift", "timesteps",
+    "measures"
 )  # fmt: skip
 
 
 def table_of(record: dict[str, Any]) -> Table:
     """Return a record's rows as a table: means over seeds, of the energy distance with its range where there are several."""
     settings = record["settings"]
-    table = Table(title=f"{settings['num_particles']} particles, {settings['num_updates']} updates")
+    table = Table(title=f"{settings['num_particles']} particles, {settings['num_updates']} updates, {process_label(settings)}")
     shown = [i for i, name in enumerate(SINGLE_FIGURES) if any(name in row["figures"] for row in record["rows"])]
     several = len(record["mixtures"]) > 1
     for name in (*(("mixture",) if several else ()), "method"):
@@ -86,6 +87,11 @@ def table_of(record: dict[str, Any]) -> Table:
         seconds = f"{row['seconds']:.1f}" if "seconds" in row else ""
         table.add_row(*((row["mixture"],) if several else ()), row["label"], *cells, seconds)
     return table
+
+
+def process_label(settings: dict[str, Any]) -> str:
+    """Return the process of a record's settings, for people."""
+    return settings["process"].replace("_", " ") + (f" with shift {settings['shift']:g}" if "shift" in settings else "")
 
 
 def cell_of(figures: dict[str, Any], name: str) -> str:

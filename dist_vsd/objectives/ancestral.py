@@ -9,7 +9,7 @@ from torch import Tensor
 from dist_vsd.objectives.objective import Batch, Cotangents
 from dist_vsd.objectives.objective_configs import AncestralConfig
 from dist_vsd.priors.prior import Prior, TextEmbeddings
-from dist_vsd.priors.sampling import sample
+from dist_vsd.priors.sampling import check_sampler, sample
 
 if TYPE_CHECKING:
     from dist_vsd.config import RunConfig
@@ -23,6 +23,7 @@ class Ancestral:
 
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
         self._prior, self._guidance_scale, self._config = prior, config.guidance_scale, config.ancestral
+        check_sampler(prior.process, config.ancestral.num_steps, config.ancestral.sampler)
 
     def cotangents(self, batch: Batch) -> Cotangents:
         """Nothing moves a particle that was drawn."""

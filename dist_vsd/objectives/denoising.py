@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import add_noise
 from dist_vsd.objectives.objective import Batch, Cotangents, of_scores
 from dist_vsd.priors.prior import Prior, eps_pretrain
 

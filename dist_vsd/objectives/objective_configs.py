@@ -44,13 +44,13 @@ class ClipConfig:
 class AncestralConfig:
     """How a particle is drawn from the prior."""
 
-    sampler: str = "ddim"
-    """ddim (Song et al. 2021) or dpmsolver++ (Lu et al. 2022)."""
+    sampler: str = ""
+    """ddim (Song et al. 2021) or dpmsolver++ (Lu et al. 2022); of a rectified flow euler; empty: ddim, or euler of a flow."""
     num_steps: int = 50
     """Steps of the sampler."""
 
     def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
+        if self.sampler not in ("", *SAMPLERS):
             raise ValueError(f"ancestral.sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}: change --ancestral.sampler")
         if self.num_steps < 1:
             raise ValueError(f"ancestral.num_steps must be at least 1, got {self.num_steps}: raise --ancestral.num-steps")

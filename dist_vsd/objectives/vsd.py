@@ -63,27 +63,25 @@ def eps_of_particles(score: Score, x_t: Tensor, t: Tensor, y: Text, pose: Tensor
     Args:
         score: eps_phi.
         x_t: (B, ...) noised renders.
-        t: (B,) integer timesteps.
+        t: (B,) times of the process.
         y: B texts without view words.
         pose: (B, P); zeros stand for none.
         entropy_weight: lambda in [0, 1]; 0 asks once.
     """
     if entropy_weight == 0:
-        return score(x_t, t, y, pose)
+        return score.process.eps(score(x_t, t, y, pose), x_t, t)
     both = score(torch.cat([x_t, x_t]), torch.cat([t, t]), Text.cat([y, y]), torch.cat([pose, torch.zeros_like(pose)]))
-    eps_posed, eps_unposed = both.chunk(2)
-    return classifier_free_guidance(eps_unposed, eps_posed, 1.0 - entropy_weight)
+    posed, unposed = both.chunk(2)
+    return score.process.eps(classifier_free_guidance(unposed, posed, 1.0 - entropy_weight), x_t, t)
 
 
-def phi_loss(eps_phi: Tensor, eps: Tensor, alpha_t: Tensor | None = None) -> Tensor:
-    """Return each render's denoising loss, mean ||eps_phi(x_t') - eps'||^2 over its coordinates.
+def phi_loss(error: Tensor) -> Tensor:
+    """Return each render's denoising loss, mean ||eps_phi(x_t') - eps'||^2 over its coordinates, or that of v.
 
     Args:
-        eps_phi, eps: (B, ...).
-        alpha_t: (B, 1, ...) for the loss on v, mean ||v_phi - v||^2, which at the same x_t is the one on eps / alpha_t^2; else None.
+        error: (B, ...) of Process.error.
 
     Returns:
         (B,); the gradient flows to phi.
     """
-    error = eps_phi - eps if alpha_t is None else (eps_phi - eps) / alpha_t
     return error.square().flatten(1).mean(1)

@@ -1,7 +1,8 @@
 """A mixture of Gaussians as a prior: its noised densities, and so its scores, are known exactly. For the laboratory and its theory.
 
 If x_0 ~ sum_k w_k N(mu_k, Sigma_k), then x_t ~ sum_k w_k N(alpha_t mu_k, alpha_t^2 Sigma_k + sigma_t^2 I). With Sigma_k = U diag(v) U^T
-the noised covariance has the same axes U and the variances alpha_t^2 v + sigma_t^2, so one decomposition serves every t.
+the noised covariance has the same axes U and the variances alpha_t^2 v + sigma_t^2, so one decomposition serves every t, whatever the
+process.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import math
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import NoiseSchedule, eps_from_score
+from dist_vsd.diffusion.process import Process, eps_from_score
 from dist_vsd.priors.prior import Text, TextEmbeddings
 
 WEIGHT_TOLERANCE = 1e-5  # of the weights' sum: what fp32 and decimal fractions lose
@@ -48,10 +49,13 @@ def mixture_score(x: Tensor, means: Tensor, variances: Tensor, weights: Tensor, 
         (B, D); the gradient flows to x.
     """
     responsibilities = torch.softmax(component_log_densities(x, means, variances, weights, axes), -1)
+    return (responsibilities[..., None] * component_scores(x, means, variances, axes)).sum(1)
+
+
+def component_scores(x: Tensor, means: Tensor, variances: Tensor, axes: Tensor | None = None) -> Tensor:
+    """Return the gradient of log N(x; mu_k, U_k diag(v_k) U_k^T) of each component, (B, K, D); arguments as above."""
     scores = _along(means - x[:, None], axes) / variances
-    if axes is not None:
-        scores = torch.einsum("bke,kde->bkd", scores, axes)
-    return (responsibilities[..., None] * scores).sum(1)
+    return scores if axes is None else torch.einsum("bke,kde->bkd", scores, axes)
 
 
 def _along(vectors: Tensor, axes: Tensor | None) -> Tensor:
@@ -60,13 +64,13 @@ def _along(vectors: Tensor, axes: Tensor | None) -> Tensor:
 
 
 class GaussianMixturePrior:
-    """A prior in D dimensions with exact scores. It has no text: eps ignores ``y``, and there is no unconditional branch to guide from.
+    """A prior in D dimensions with exact scores. It has no text: predict ignores ``y``, and there is no unconditional branch to guide from.
 
     Args:
         means: (K, D); everything is computed in its dtype.
         covariances: (K, D, D), or (K,) variances of isotropic components.
         weights: (K,) above 0, summing to 1.
-        schedule: the noise schedule.
+        process: how samples are noised, and what predict() returns.
 
     Raises:
         ValueError: shapes that don't match, weights that don't sum to 1, covariances that are not symmetric and positive definite.
@@ -74,10 +78,10 @@ class GaussianMixturePrior:
 
     image_size = 0
 
-    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor, schedule: NoiseSchedule) -> None:
+    def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor, process: Process) -> None:
         _check_shapes(means, covariances, weights)
         _check_weights(weights)
-        self.means, self.weights, self.schedule = means, weights.to(means), schedule
+        self.means, self.weights, self.process = means, weights.to(means), process
         self.covariances = covariances.to(means)
         if covariances.ndim == 1:
             _check_positive(covariances[:, None])
@@ -116,18 +120,36 @@ class GaussianMixturePrior:
         """Return the samples themselves."""
         return x_0
 
-    def eps(self, x_t: Tensor, t: Tensor, y: Text | None = None) -> Tensor:
-        """Return the exact eps = -sigma_t grad log p_t(x_t) for (B, D) points at (B,) timesteps; the gradient flows to x_t."""
+    def predict(self, x_t: Tensor, t: Tensor, y: Text | None = None) -> Tensor:
+        """Return what a perfect network of the process predicts for (B, D) points at (B,) times; the gradient flows to x_t.
+
+        That is the expectation, given x_t, of what it is trained to predict; of a rectified flow the velocity E[eps - x_0 | x_t].
+        """
+        return self.process.target(self.expected_x_0(x_t, t), self.eps(x_t, t), t)
+
+    def eps(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return the exact eps = -sigma_t grad log p_t(x_t) = E[eps | x_t], (B, D) as x_t; the gradient flows to x_t."""
+        score = mixture_score(x_t, *self._noised(x_t, t), self.weights, self._axes)
+        return eps_from_score(score, self.process.alpha_sigma(t, x_t)[1])
+
+    def expected_x_0(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Return E[x_0 | x_t], (B, D) as x_t; the gradient flows to x_t.
+
+        Of component k it is mu_k - alpha_t Sigma_k grad log N_k(x_t): Tweedie's formula without its division by alpha_t.
+        """
         means, variances = self._noised(x_t, t)
-        score = mixture_score(x_t, means, variances, self.weights, self._axes)
-        return eps_from_score(score, self.schedule.alpha_sigma(t, x_t)[1])
+        alpha_t = self.process.alpha_sigma(t, x_t)[0][..., None]
+        responsibilities = torch.softmax(component_log_densities(x_t, means, variances, self.weights, self._axes), -1)
+        scores = component_scores(x_t, means, variances, self._axes)
+        spread = self._variances * scores if self._axes is None else torch.einsum("kde,bke->bkd", self.covariances, scores)
+        return (responsibilities[..., None] * (self.means - alpha_t * spread)).sum(1)
 
     def component_log_densities(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """Return (B, K) log(w_k N_k(x)) of (B, D) points, of p_0, or of p_t at (B,) timesteps; the gradient flows to x."""
+        """Return (B, K) log(w_k N_k(x)) of (B, D) points, of p_0, or of p_t at (B,) times; the gradient flows to x."""
         return component_log_densities(x, *self._noised(x, t), self.weights, self._axes)
 
     def log_density(self, x: Tensor, t: Tensor | None = None) -> Tensor:
-        """Return (B,) log p_0 of (B, D) points, or log p_t at (B,) timesteps; the gradient flows to x."""
+        """Return (B,) log p_0 of (B, D) points, or log p_t at (B,) times; the gradient flows to x."""
         return self.component_log_densities(x, t).logsumexp(-1)
 
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
@@ -141,13 +163,13 @@ class GaussianMixturePrior:
         """Return the mixture of some coordinates alone."""
         index = list(coordinates)
         covariances = self.covariances if self._axes is None else self.covariances[:, index][:, :, index]
-        return GaussianMixturePrior(self.means[:, index], covariances, self.weights, self.schedule)
+        return GaussianMixturePrior(self.means[:, index], covariances, self.weights, self.process)
 
     def _noised(self, x: Tensor, t: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return means (B or 1, K, D) and variances (B or 1, K, D or 1) of p_t, or of p_0."""
         if t is None:
             return self.means[None], self._variances[None]
-        alpha_t, sigma_t = (value[..., None] for value in self.schedule.alpha_sigma(t, x))
+        alpha_t, sigma_t = (value[..., None] for value in self.process.alpha_sigma(t, x))
         return alpha_t * self.means, alpha_t.square() * self._variances + sigma_t.square()
 
 

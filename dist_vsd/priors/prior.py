@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.guidance import classifier_free_guidance, perp_neg
-from dist_vsd.diffusion.schedule import NoiseSchedule
+from dist_vsd.diffusion.process import Process
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,13 +79,13 @@ class Prior(Protocol):
     """A frozen text-to-image diffusion model p_t(x_t | y).
 
     Attributes:
-        schedule: its noise schedule.
+        process: how x_0 is noised, and what the network predicts.
         image_size: height and width of the images that encode() wants, pixels; renders of another size are resized.
         latent_shape: of one x_0.
         device: where it computes.
     """
 
-    schedule: NoiseSchedule
+    process: Process
     image_size: int
     latent_shape: tuple[int, ...]
     device: torch.device
@@ -98,44 +98,55 @@ class Prior(Protocol):
         """Map x_0 to (B, 3, H, W) images in [0, 1]."""
         ...
 
-    def eps(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
-        """Predict the noise in x_t; the gradient flows to x_t.
+    def predict(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
+        """Return what the network predicts of x_t, which ``process.eps`` turns into eps; the gradient flows to x_t.
 
         Args:
             x_t: (B, ...) noised samples.
-            t: (B,) integer timesteps.
+            t: (B,) times of the process.
             y: B texts.
         """
         ...
 
 
 def eps_pretrain(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float) -> Tensor:
-    """Predict the noise with guidance, in one batched call of the network.
+    """Predict the noise with guidance: guided_prediction() as eps.
+
+    Guidance acts on what the network predicts, and eps is an affine function of that, so that it is the same as guided eps.
+
+    Args, Returns, Raises:
+        As of guided_prediction().
+    """
+    return prior.process.eps(guided_prediction(prior, x_t, t, y, guidance_scale), x_t, t)
+
+
+def guided_prediction(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float) -> Tensor:
+    """Ask the prior with guidance, in one batched call of the network.
 
     Classifier-free guidance (Ho and Salimans 2022), and Perp-Neg (Armandpour et al. 2023) where ``y`` has negatives.
 
     Args:
         prior: the frozen model.
         x_t: (B, ...) noised samples.
-        t: (B,) integer timesteps.
+        t: (B,) times of the process.
         y: embeddings of B prompts.
         guidance_scale: s; at 1 and without negatives the unconditional branch is not evaluated.
 
     Returns:
-        eps_pretrain(x_t; y, s), like x_t; the gradient flows to x_t unless it is switched off around the call.
+        Like x_t; the gradient flows to x_t unless it is switched off around the call.
 
     Raises:
         ValueError: s is not 1 and ``y`` has no unconditional text.
     """
     if guidance_scale == 1.0 and not y.negatives:
-        return prior.eps(x_t, t, y.cond)
+        return prior.predict(x_t, t, y.cond)
     if y.uncond is None:
         raise ValueError(
             f"guidance_scale {guidance_scale:g} needs the embedding of a negative (or empty) prompt, this prior has none: use 1"
         )
     texts = [y.uncond, y.cond, *y.negatives]
     count = len(texts)
-    eps_uncond, eps_cond, *eps_negatives = prior.eps(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts)).chunk(count)
+    uncond, cond, *negatives = prior.predict(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts)).chunk(count)
     if y.negative_weights is None:
-        return classifier_free_guidance(eps_uncond, eps_cond, guidance_scale)
-    return perp_neg(eps_uncond, eps_cond, eps_negatives, y.negative_weights, guidance_scale)
+        return classifier_free_guidance(uncond, cond, guidance_scale)
+    return perp_neg(uncond, cond, negatives, y.negative_weights, guidance_scale)

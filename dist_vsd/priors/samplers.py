@@ -1,3 +1,3 @@
-"""The names of the samplers, readable without loading a library; sampling.py has them."""
+"""The names of the samplers, readable without loading a library; sampling.py has them, and each process names its own."""
 
-SAMPLERS = ("ddim", "dpmsolver++")
+SAMPLERS = ("ddim", "dpmsolver++", "euler")

@@ -1,42 +1,60 @@
-"""Plain samples of a prior, by DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022): what distillation is compared with."""
+"""Plain samples of a prior, which distillation is compared with.
+
+By DDIM (Song et al. 2021) or DPM-Solver++ (Lu et al. 2022) where its process is variance preserving, by Euler's steps on a rectified flow.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import NoiseSchedule
-from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain
-from dist_vsd.priors.samplers import SAMPLERS
+from dist_vsd.diffusion.process import Process, VariancePreserving, shifted
+from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain, guided_prediction
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
 
+def check_sampler(process: Process, num_steps: int, sampler: str) -> str:
+    """Return the name of the sampler that is asked for, or the process's default.
+
+    Args:
+        process: of the prior.
+        num_steps: of the sampler; diffusers' spacing of T timesteps overruns them from T - 1 on.
+        sampler: one that follows the process; empty: its default.
+
+    Raises:
+        ValueError: another sampler, or too few or too many steps.
+    """
+    if sampler and sampler not in process.samplers:
+        known = " or ".join(process.samplers)
+        raise ValueError(f"sampler must be {known} for a prior with this process, got {sampler!r}: change --sampler, or leave it out")
+    sampler = sampler or process.samplers[0]
+    most = math.inf if sampler == "euler" else process.num_timesteps - 2
+    if not 1 <= num_steps <= most:
+        limits = "at least 1" if math.isinf(most) else f"between 1 and {most}"
+        raise ValueError(f"num_steps must be {limits}, got {num_steps}: change --num-steps")
+    return sampler
+
+
 def build_scheduler(
-    schedule: NoiseSchedule, num_steps: int, sampler: str, device: torch.device | str
+    process: VariancePreserving, num_steps: int, sampler: str, device: torch.device | str
 ) -> DDIMScheduler | DPMSolverMultistepScheduler:
     """Make diffusers' scheduler of a sampler, given eps, on the timesteps that Stable Diffusion's pipelines use.
 
     Args:
-        schedule: of the prior.
-        num_steps: of the sampler, at most two below the number of timesteps, which diffusers' spacing would overrun.
-        sampler: one of SAMPLERS; DDIM is deterministic (eta = 0), DPM-Solver++ the multistep solver of second order.
+        process: of the prior.
+        num_steps: of the sampler, as check_sampler() lets pass.
+        sampler: one of the process's; DDIM is deterministic (eta = 0), DPM-Solver++ the multistep solver of second order.
         device: of its timesteps.
-
-    Raises:
-        ValueError: an unknown sampler or too many steps.
     """
-    if sampler not in SAMPLERS:
-        raise ValueError(f"sampler must be {' or '.join(SAMPLERS)}, got {sampler!r}: change --sampler")
-    if not 1 <= num_steps <= schedule.num_timesteps - 2:
-        raise ValueError(f"num_steps must be between 1 and {schedule.num_timesteps - 2}, got {num_steps}: change --num-steps")
     # A schedule that ends in pure noise (alpha_T = 0) would divide by zero in x_0 = (x_t - sigma_t eps) / alpha_t.
-    alphas_cumprod = schedule.alphas_cumprod.cpu().clamp_min(2.0**-24)
+    alphas_cumprod = process.alphas_cumprod.cpu().clamp_min(2.0**-24)
     betas = 1.0 - alphas_cumprod / torch.cat([torch.ones(1, dtype=alphas_cumprod.dtype), alphas_cumprod[:-1]])
     common = {
-        "num_train_timesteps": schedule.num_timesteps,
+        "num_train_timesteps": process.num_timesteps,
         "trained_betas": betas.tolist(),
         "prediction_type": "epsilon",
         "timestep_spacing": "leading",
@@ -51,7 +69,7 @@ def build_scheduler(
 
 
 @torch.no_grad()
-def sample(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guidance_scale: float, sampler: str = "ddim") -> Tensor:
+def sample(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guidance_scale: float, sampler: str = "") -> Tensor:
     """Follow the prior's probability flow from noise to samples.
 
     Args:
@@ -60,19 +78,32 @@ def sample(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guida
         noise: (B, ...) x_T, standard normal.
         num_steps: calls of the network.
         guidance_scale: s; with Perp-Neg where ``y`` has negatives.
-        sampler: one of SAMPLERS.
+        sampler: one that follows the prior's process; empty: its default.
 
     Returns:
         x_0, like ``noise``.
 
     Raises:
-        ValueError: an unknown sampler, too many steps, or guidance without an unconditional text.
+        ValueError: a sampler of another process, too many steps, or guidance without an unconditional text.
     """
-    scheduler = build_scheduler(prior.schedule, num_steps, sampler, noise.device)
+    sampler = check_sampler(prior.process, num_steps, sampler)
+    if sampler == "euler":
+        return _euler(prior, y, noise, num_steps, guidance_scale)
+    scheduler = build_scheduler(prior.process, num_steps, sampler, noise.device)
     x_t = noise
     for t in scheduler.timesteps:
         eps = eps_pretrain(prior, x_t, t.expand(len(x_t)), y, guidance_scale)
         x_t = scheduler.step(eps, t, x_t).prev_sample
+    return x_t
+
+
+def _euler(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guidance_scale: float) -> Tensor:
+    """Follow a rectified flow, x <- x + (s' - s) v, in steps that are even before its shift (Liu et al. 2022)."""
+    times = shifted(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64), prior.process.shift).tolist()
+    x_t = noise
+    for s, s_next in zip(times, times[1:], strict=False):
+        t = torch.full((len(x_t),), s, dtype=torch.float32, device=x_t.device)
+        x_t = x_t + (s_next - s) * guided_prediction(prior, x_t, t, y, guidance_scale)
     return x_t
 
 
@@ -83,7 +114,7 @@ def sample_images(
     num_steps: int,
     guidance_scale: float,
     seeds: Sequence[int],
-    sampler: str = "ddim",
+    sampler: str = "",
 ) -> Tensor:
     """Draw one picture for each prompt.
 
@@ -93,7 +124,7 @@ def sample_images(
         num_steps: of the sampler.
         guidance_scale: classifier-free guidance s.
         seeds: B seeds; a picture depends on its prompt and its seed alone.
-        sampler: one of SAMPLERS.
+        sampler: one that follows the prior's process; empty: its default.
 
     Returns:
         (B, 3, H, W) in [0, 1] on the CPU.

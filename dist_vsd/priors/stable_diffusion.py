@@ -6,7 +6,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
-from dist_vsd.diffusion.schedule import NoiseSchedule
+from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.networks import load_network
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
@@ -23,23 +23,23 @@ class StableDiffusionPrior:
     Attributes:
         unet: the noise predictor; score/ injects phi's LoRA layers into it, switched off unless phi is asked.
         vae: between images and latents. XL's overflows in fp16: where its configuration says so (force_upcast), it stays in fp32.
-        schedule: the noise schedule.
+        process: read from the pipeline's scheduler.
         image_size: of the images that encode() wants, pixels.
         latent_shape: (channels, h, w) of its x_0.
         scaling_factor: between the VAE's latents and x_0.
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, vae: AutoencoderKL, schedule: NoiseSchedule, folder: PipelineFolder | None = None
+        self, unet: UNet2DConditionModel, vae: AutoencoderKL, process: VariancePreserving, folder: PipelineFolder | None = None
     ) -> None:
-        self.unet, self.vae, self.schedule, self.folder = unet, vae, schedule, folder
+        self.unet, self.vae, self.process, self.folder = unet, vae, process, folder
         self.scaling_factor = vae.config.scaling_factor
         self.image_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
 
     @staticmethod
     def load(prior: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPrior:
-        """Load UNet, VAE and schedule; text encoders are loaded by embed() alone.
+        """Load UNet, VAE and process; text encoders are loaded by embed() alone.
 
         Args:
             prior: a name as find_pipeline() takes it.
@@ -52,7 +52,7 @@ class StableDiffusionPrior:
         folder = find_pipeline(prior)
         unet = load_network(UNet2DConditionModel, folder, "unet", dtype)
         vae = load_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
-        return StableDiffusionPrior(unet.to(device), vae.to(device), _read_schedule(folder).to(device), folder)
+        return StableDiffusionPrior(unet.to(device), vae.to(device), _read_process(folder).to(device), folder)
 
     @property
     def device(self) -> torch.device:
@@ -71,9 +71,9 @@ class StableDiffusionPrior:
         image = self.vae.decode((x_0 / self.scaling_factor).to(self.vae.dtype)).sample
         return (image.to(x_0.dtype) / 2 + 0.5).clamp(0, 1)
 
-    def eps(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
-        """Predict the noise in (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype."""
-        return predict_eps(self.unet, self.schedule, x_t, t, y)
+    def predict(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
+        """Predict eps or v of (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype."""
+        return ask_unet(self.unet, x_t, t, y)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Embed prompts, from the cache or by the text encoders (see embed_texts).
@@ -95,8 +95,8 @@ class StableDiffusionPrior:
         return TextEmbeddings(rows[:-1], uncond.expand(len(prompts)))
 
 
-def predict_eps(unet: UNet2DConditionModel, schedule: NoiseSchedule, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
-    """Ask a UNet for the noise in (B, 4, h, w) latents at (B,) timesteps, whatever it predicts; of x_t's dtype.
+def ask_unet(unet: UNet2DConditionModel, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
+    """Return what a UNet predicts of (B, 4, h, w) latents at (B,) timesteps; of x_t's dtype.
 
     The frozen prior and eps_phi, which has LoRA layers in its UNet, both ask through here. XL's also wants the pooled text and
     its micro-conditioning (Podell et al. 2023, section 2.2): the size that the picture had, where it was cropped, and the size
@@ -109,11 +109,11 @@ def predict_eps(unet: UNet2DConditionModel, schedule: NoiseSchedule, x_t: Tensor
         time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
         conditions = {"text_embeds": y.pooled.to(unet.dtype), "time_ids": time_ids.expand(len(x_t), -1)}
     prediction = unet(x_t.to(unet.dtype), t, y.tokens.to(unet.dtype), added_cond_kwargs=conditions).sample
-    return schedule.eps_from_prediction(prediction.to(x_t.dtype), x_t, t)
+    return prediction.to(x_t.dtype)
 
 
-def load_unet(prior: str, teacher: StableDiffusionPrior) -> tuple[UNet2DConditionModel, NoiseSchedule]:
-    """Load another checkpoint's UNet and schedule alone, for a phi that does not sit on the teacher's.
+def load_unet(prior: str, teacher: StableDiffusionPrior) -> tuple[UNet2DConditionModel, VariancePreserving]:
+    """Load another checkpoint's UNet and process alone, for a phi that does not sit on the teacher's.
 
     Args:
         prior: a name as find_pipeline() takes it.
@@ -126,7 +126,7 @@ def load_unet(prior: str, teacher: StableDiffusionPrior) -> tuple[UNet2DConditio
     if teacher.folder is not None:
         check_unet_fits(folder, teacher.folder)
     unet = load_network(UNet2DConditionModel, folder, "unet", teacher.unet.dtype)
-    return unet.to(teacher.device), _read_schedule(folder).to(teacher.device)
+    return unet.to(teacher.device), _read_process(folder).to(teacher.device)
 
 
 def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:
@@ -142,7 +142,7 @@ def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:
                 f"phi's prior {str(folder.single_file or folder.path)!r} does not fit the teacher: its {name} is {value}, "
                 f"the teacher's {other[name]}; choose one that shares it"
             )
-    mine, theirs = (_read_schedule(pipeline).alphas_cumprod for pipeline in (folder, teacher))
+    mine, theirs = (_read_process(pipeline).alphas_cumprod for pipeline in (folder, teacher))
     if mine.shape != theirs.shape or not torch.allclose(mine, theirs, rtol=0, atol=1e-4):
         raise ValueError(
             f"phi's prior {str(folder.single_file or folder.path)!r} does not fit the teacher: its noise schedule (alphas_cumprod) is "
@@ -160,5 +160,5 @@ def _vae_dtype(folder: PipelineFolder, dtype: torch.dtype) -> torch.dtype:
     return torch.float32 if dtype == torch.float16 and folder.kind == STABLE_DIFFUSION_XL and overflows else dtype
 
 
-def _read_schedule(folder: PipelineFolder) -> NoiseSchedule:
-    return NoiseSchedule.from_scheduler_config(read_json(folder.path / "scheduler" / "scheduler_config.json", str(folder.path)))
+def _read_process(folder: PipelineFolder) -> VariancePreserving:
+    return VariancePreserving.from_scheduler_config(read_json(folder.path / "scheduler" / "scheduler_config.json", str(folder.path)))

@@ -10,9 +10,9 @@ from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dist_vsd.diffusion.schedule import NoiseSchedule
+from dist_vsd.diffusion.process import Process
 from dist_vsd.priors.prior import Text
-from dist_vsd.priors.stable_diffusion import predict_eps
+from dist_vsd.priors.stable_diffusion import ask_unet
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
 from dist_vsd.score.score_config import ScoreConfig
 
@@ -28,16 +28,14 @@ class LoraScore(nn.Module):
 
     Args:
         unet: the prior's, or one of its own; LoRA layers are injected in place, its weights stay frozen.
-        schedule: of that UNet.
+        process: of that UNet.
         config: rank and alpha of the LoRA, kind of the pose.
         generator: draws the LoRA's down matrices and the camera embedding, on the CPU.
     """
 
-    def __init__(
-        self, unet: UNet2DConditionModel, schedule: NoiseSchedule, config: ScoreConfig, generator: torch.Generator
-    ) -> None:
+    def __init__(self, unet: UNet2DConditionModel, process: Process, config: ScoreConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.schedule = schedule
+        self.process = process
         lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(ATTENTION_PROJECTIONS))
         self.unet = inject_adapter_in_model(lora, unet, adapter_name=ADAPTER)
         self._adapted = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
@@ -66,7 +64,7 @@ class LoraScore(nn.Module):
         return {name: p for name, p in self.named_parameters() if "lora_" in name or name.startswith("camera_embedding.")}
 
     def forward(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
-        """Predict the noise in renders of the particles.
+        """Return what the UNet predicts of noised renders of the particles, which ``process.eps`` turns into eps_phi.
 
         Args:
             x_t: (B, 4, h, w) noised renders.
@@ -75,12 +73,12 @@ class LoraScore(nn.Module):
             pose: (B, P) of pose_of(); zeros where the pose is dropped.
 
         Returns:
-            eps_phi, (B, 4, h, w), of x_t's dtype; the gradient flows to phi and x_t.
+            (B, 4, h, w), of x_t's dtype; the gradient flows to phi and x_t.
         """
         self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None
         self._switch(on=True)
         try:
-            return predict_eps(self.unet, self.schedule, x_t, t, y)
+            return ask_unet(self.unet, x_t, t, y)
         finally:
             self._switch(on=False)
             self._offset = None

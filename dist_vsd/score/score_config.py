@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 CAMERAS = ("c2w", "spherical", "none")
-LOSSES = ("eps", "v")
+LOSSES = ("", "eps", "v")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,9 @@ class ScoreConfig:
     """Another checkpoint whose UNet phi sits on, as ProlificDreamer's does (2.1 beside 2.1-base); empty: the prior's own."""
     camera: str = "c2w"
     """The pose that phi is told: c2w (4 x 4), spherical (elevation, sine and cosine of azimuth, distance: threestudio's) or none."""
-    loss: str = "eps"
-    """phi's regression: eps, or v, which weighs the same error by 1 / alpha_t^2 (Salimans and Ho 2022)."""
+    loss: str = ""
+    """phi's regression: eps; v, which weighs the same error by 1 / alpha_t^2, 100 at most (Salimans and Ho 2022), and is the velocity of a
+    rectified flow; empty: as the prior's process is trained, eps if it is variance preserving, v if a flow."""
     lr: float = 1e-4
     """AdamW's learning rate."""
     weight_decay: float = 0.01
@@ -47,7 +48,8 @@ class ScoreConfig:
             raise ValueError(f"score.alpha must be 0 (as the rank) or more, got {self.alpha}: raise --score.alpha")
         for name, choices in (("camera", CAMERAS), ("loss", LOSSES)):
             if getattr(self, name) not in choices:
-                raise ValueError(f"score.{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}: change --score.{name}")
+                known = ", ".join(filter(None, choices))
+                raise ValueError(f"score.{name} must be one of {known}, got {getattr(self, name)!r}: change --score.{name}")
         if self.reuse_pass and self.steps_per_update > 1:
             raise ValueError(
                 f"score.reuse_pass has one pass of phi an update, got score.steps_per_update {self.steps_per_update}: use one of them"

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras, look_at_origin
 from dist_vsd.config import RunConfig
-from dist_vsd.diffusion.timesteps import draw_timesteps, max_fraction_at
+from dist_vsd.diffusion.process import Process
+from dist_vsd.diffusion.timesteps import max_fraction_at
 from dist_vsd.distributed.random import Purpose, keyed_generator
 
 
@@ -73,17 +74,17 @@ def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tens
     return low + (high - low) * torch.rand(1, generator=generator).double()
 
 
-def draw_t(config: RunConfig, shots: list[Shot], index: int, num_timesteps: int) -> Tensor:
-    """Draw each render's t from the range of this update; (B,) int64."""
+def draw_t(config: RunConfig, shots: list[Shot], index: int, process: Process) -> Tensor:
+    """Draw each render's t from the range of this update; (B,) times of the process."""
     high = max_fraction_at(config.timesteps, index / config.num_updates)
     u = torch.cat([torch.rand(1, generator=key(config, "timestep", shot, index)) for shot in shots])
-    return draw_timesteps(u, config.timesteps.min_fraction, high, num_timesteps)
+    return process.draw_t(u, config.timesteps.min_fraction, high)
 
 
-def draw_phi_t(config: RunConfig, shots: list[Shot], index: int, step: int, num_timesteps: int) -> Tensor:
-    """Draw t' for phi's step, always from the whole range; (B,) int64."""
+def draw_phi_t(config: RunConfig, shots: list[Shot], index: int, step: int, process: Process) -> Tensor:
+    """Draw t' for phi's step, always from the whole range; (B,) times of the process."""
     u = torch.cat([torch.rand(1, generator=key(config, "phi_timestep", shot, index, step)) for shot in shots])
-    return draw_timesteps(u, 0.0, 1.0, num_timesteps)
+    return process.draw_t(u, 0.0, 1.0)
 
 
 def draw_kept_poses(config: RunConfig, shots: list[Shot], index: int, step: int) -> Tensor:

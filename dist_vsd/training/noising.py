@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from dist_vsd.cameras import Cameras
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import add_noise
 from dist_vsd.diffusion.timesteps import timestep_weight
 from dist_vsd.objectives.objective import Batch, Noised
 from dist_vsd.training.draws import Shot, draw_cameras, draw_noise, draw_t, key
@@ -25,11 +25,11 @@ def add_drawn_noise(state: TrainingState, shots: list[Shot], cameras: Cameras, x
         x_0: (B, ...) encoded renders.
         index: of the update.
     """
-    config, schedule = state.config, state.prior.schedule
+    config, process = state.config, state.prior.process
     y_c = state.prompt.for_cameras(cameras, config.camera)
-    t = draw_t(config, shots, index, schedule.num_timesteps).to(x_0.device)
+    t = draw_t(config, shots, index, process).to(x_0.device)
     eps = draw_noise(config, "noise", shots, index, x_0)
-    alpha_t, sigma_t = schedule.alpha_sigma(t, x_0)
+    alpha_t, sigma_t = process.alpha_sigma(t, x_0)
     return Noised(
         x_0=x_0,
         x_t=add_noise(x_0.detach(), eps, alpha_t, sigma_t),

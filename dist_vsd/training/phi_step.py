@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import add_noise
 from dist_vsd.objectives.objective import Noised
 from dist_vsd.objectives.vsd import phi_loss
 from dist_vsd.score.camera_embedding import POSE_WIDTHS
@@ -35,7 +35,7 @@ class PhiStep:
     """
 
     def __init__(self, state: TrainingState, phi: PhiTrainer, num_renders: int, num_passes: int) -> None:
-        self._phi, self._schedule, self._y = phi, state.prior.schedule, state.prompt.plain.cond
+        self._phi, self._process, self._y = phi, phi.score.process, state.prompt.plain.cond
         self._loss, self._num_renders, self._num_passes, self._num_done = state.config.score.loss, num_renders, num_passes, 0
         self._loss_so_far: Tensor | float = 0.0
 
@@ -54,10 +54,11 @@ class PhiStep:
         """Make a training pass at theta's own draws; return them with what it predicted, so that the score needs no pass of its own.
 
         Args:
-            renders: of x_t, finite.
+            renders: of x_0.
             noised: the draws.
         """
-        return dataclasses.replace(noised, eps_phi=self.learn(renders, renders.x_0, noised.t, noised.eps, noised.pose))
+        x_t = EncodedRenders.of(renders.shots, noised.x_t, noised.pose).x_0
+        return dataclasses.replace(noised, eps_phi=self.learn(renders, x_t, noised.t, noised.eps, noised.pose))
 
     def learn(self, renders: EncodedRenders, x_t: Tensor, t: Tensor, eps: Tensor, pose: Tensor) -> Tensor:
         """Make a training pass: add the gradient of the denoising loss to phi's.
@@ -65,26 +66,26 @@ class PhiStep:
         Args:
             renders: B of them; those that weigh nothing leave no gradient.
             x_t: (B, ...) noised.
-            t: (B,) timesteps.
+            t: (B,) times of the process.
             eps: (B, ...) the noise.
             pose: (B, P), as phi is told it here.
 
         Returns:
             eps_phi at x_t, (B, ...) detached, NaN for a render that was not finite: the pass may serve as the score too.
         """
-        alpha_t, _ = self._schedule.alpha_sigma(t, x_t)
         y, predicted = self._y.expand(len(x_t)), []
 
         def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
             prediction = eps_phi(x_t, t, y, pose)
             predicted.append(prediction.detach())
-            losses = phi_loss(prediction, eps, alpha_t if self._loss == "v" else None)
+            losses = phi_loss(self._process.error(prediction, renders.x_0, x_t, eps, t, self._loss))
             return (renders.weight * losses).sum() / self._num_renders
 
         self._num_done += 1
         with torch.enable_grad():
             self._loss_so_far = self._loss_so_far + self._phi.accumulate(loss_of, renders.ids(), self._num_done == self._num_passes)
-        return predicted[0] * torch.where(renders.weight > 0, 1.0, float("nan")).view(-1, *[1] * (x_t.ndim - 1))
+        eps_phi = self._process.eps(predicted[0], x_t, t)
+        return eps_phi * torch.where(renders.weight > 0, 1.0, float("nan")).view(-1, *[1] * (x_t.ndim - 1))
 
     def take(self, state: TrainingState, work: Work, index: int, report: Report) -> None:
         """Take AdamW's step with what was learned, and report it (collective)."""
@@ -121,10 +122,10 @@ def update_phi(
     for number in range(num_passes):  # a rank with fewer batches joins in the others' passes with a weight of zero
         renders = batches[number] if number < len(batches) else absent_render(state)
         x_0, shots = renders.x_0, renders.shots
-        t = draw_phi_t(state.config, shots, index, step, state.prior.schedule.num_timesteps).to(x_0.device)
+        t = draw_phi_t(state.config, shots, index, step, state.prior.process).to(x_0.device)
         eps = draw_noise(state.config, "phi_noise", shots, index, x_0, step)
         pose = renders.pose * draw_kept_poses(state.config, shots, index, step).to(x_0.device)[:, None]
-        phi_step.learn(renders, add_noise(x_0, eps, *state.prior.schedule.alpha_sigma(t, x_0)), t, eps, pose)
+        phi_step.learn(renders, add_noise(x_0, eps, *state.prior.process.alpha_sigma(t, x_0)), t, eps, pose)
     phi_step.take(state, work, index, report)
 
 

@@ -103,10 +103,10 @@ def build_phi(
     config: RunConfig, prior: StableDiffusionPrior, collectives: Collectives, accelerator: Accelerator | None
 ) -> PhiTrainer:
     """Make eps_phi and the trainer that suits the launch: ZeRO, DDP, our own sum in order, or one process."""
-    unet, schedule = prior.unet, prior.schedule
+    unet, process = prior.unet, prior.process
     if config.score.prior:
-        unet, schedule = load_unet(config.score.prior, prior)
-    score = LoraScore(unet, schedule, config.score, keyed_generator(config.seed, "initialize_phi"))
+        unet, process = load_unet(config.score.prior, prior)
+    score = LoraScore(unet, process, config.score, keyed_generator(config.seed, "initialize_phi"))
     optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
     loss_scale = LossScale.of(config.precision)
     if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -53,10 +53,10 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
         with stopwatch.stage("scores"):
             noised = add_drawn_noise(state, shots, c, x_0, index) if x_0 is not None else None  # x_t = alpha_t x_0 + sigma_t eps
             if noised is not None and shared_pass is not None:
-                noised = shared_pass.learn_at(EncodedRenders.of(shots, noised.x_t, noised.pose), noised)
+                noised = shared_pass.learn_at(encoded[-1], noised)
             generators = [key(config, "augmentation", shot, index) for shot in shots]
             cotangents = objective.cotangents(Batch(renders, c, index / config.num_updates, generators, noised))
-            report.add(cotangents, renders, noised.t / prior.schedule.num_timesteps if noised is not None else None)
+            report.add(cotangents, renders, prior.process.fraction(noised.t) if noised is not None else None)
         with stopwatch.stage("backward"):
             theta_step.backward(batch, cotangents, renders, x_0)
             for particle in batch.finished:

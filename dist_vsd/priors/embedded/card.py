@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from dist_vsd.diffusion.schedule import add_noise
+from dist_vsd.diffusion.process import add_noise
 from dist_vsd.image_files import tile, write_png
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import all_pairs, caption
@@ -80,9 +80,9 @@ def _denoising_loss(prior: StableDiffusionPrior, images: torch.Tensor, subjects:
     for level in NOISE_LEVELS:
         eps = torch.randn(x_0.shape, generator=generator).to(device)
         t = torch.full((len(x_0),), level, device=device)
-        x_t = add_noise(x_0, eps, *prior.schedule.alpha_sigma(t, x_0))
+        x_t = add_noise(x_0, eps, *prior.process.alpha_sigma(t, x_0))
         chunks = [slice(first, first + 128) for first in range(0, len(x_t), 128)]
-        predicted = torch.cat([prior.eps(x_t[rows], t[rows], y[rows]) for rows in chunks])
+        predicted = torch.cat([prior.process.eps(prior.predict(x_t[rows], t[rows], y[rows]), x_t[rows], t[rows]) for rows in chunks])
         losses[str(level)] = float((predicted - eps).square().mean())
     return losses
 
