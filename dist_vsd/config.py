@@ -199,7 +199,9 @@ class _PlainFields:
     turntables: bool = True
     """Write a turntable of each particle at the end; `dist-vsd render` makes them at any time."""
     resume: bool = False
-    """Continue the run in run_dir from its newest valid checkpoint."""
+    """Continue the run in run_dir from its newest valid checkpoint; with more --num-updates a finished run goes on, too."""
+    start_from: str = ""
+    """Another run's directory: particles begin as its newest checkpoint has them, with fresh optimisers and a fresh phi."""
     score: ScoreConfig = ScoreConfig()
     timesteps: TimestepConfig = TimestepConfig()
     camera: CameraConfig = CameraConfig()

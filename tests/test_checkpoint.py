@@ -107,8 +107,8 @@ DAMAGES = {
     "a missing manifest": (lambda f: (f / "manifest.json").unlink(), "manifest.json is missing or unreadable"),
     "half a manifest": (lambda f: (f / "manifest.json").write_text('{"version": 1, "upd'), "manifest.json is missing or unreadable"),
     "an odd manifest": (lambda f: (f / "manifest.json").write_text("[1]"), "manifest.json is missing or unreadable"),
-    "a newer version": (lambda f: change_manifest(f, version=3), "it has format version 3, this program reads 2"),
-    "an older version": (lambda f: change_manifest(f, version=1), "it has format version 1, this program reads 2"),
+    "a newer version": (lambda f: change_manifest(f, version=4), "it has format version 4; this program goes on from 3"),
+    "an older version": (lambda f: change_manifest(f, version=2), "it has format version 2, which dist_vsd 0.2 to 0.4 reads; this program goes on from 3"),
     "another configuration's": (lambda f: change_manifest(f, config_sha256="0" * 64), "it is from a run with another configuration"),
     "fewer particles": (lambda f: change_manifest(f, num_particles=3), "it is from a run with another configuration"),
     "a particle that is not named": (

@@ -111,7 +111,7 @@ def test_a_resumed_run_may_change_what_does_not_touch_its_trajectory(tmp_path, n
     [
         ({"prompt": "a red car"}, "can't change prompt from 'a green duck' to 'a red car'"),
         ({"num_particles": 5}, "can't change num_particles from 2 to 5"),
-        ({"num_updates": 5}, "can't change num_updates from 600 to 5"),
+        ({"guidance_scale": 5.0}, "can't change guidance_scale from 7.5 to 5.0"),
         ({"precision": "bf16"}, "can't change precision from '' to 'bf16'"),
         ({"score": ScoreConfig(pose_dropout=0.5)}, "can't change score.pose_dropout from 0.1 to 0.5"),
         ({"field": RadianceFieldConfig(bound=2.0)}, "can't change field.bound from 1.0 to 2.0"),

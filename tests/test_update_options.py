@@ -135,7 +135,7 @@ def test_depth_variance_is_zero_for_a_thin_surface_and_that_of_the_weights_for_a
     from dist_vsd.particles.volume_rendering import Rays
 
     weights, depth = torch.tensor([1.0, 0.25, 0.5, 0.25]), torch.tensor([2.0, 1.0, 2.0, 3.0])
-    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, depth, torch.tensor([0, 1, 1, 1]))
+    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, depth, torch.tensor([0, 1, 1, 1]), num_samples=4)
     # The first ray meets one point, the second has a variance of 1/2, the third is hardly opaque and does not count.
     assert float(rays.depth_variance()) == pytest.approx(0.25)
 

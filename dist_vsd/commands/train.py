@@ -95,6 +95,8 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         collectives = Collectives(layout)
         check_same_start(collectives, to_mapping(config))
         state = build_state(config, layout, process.device, process.accelerator)
+        if layout.rank == 0 and (line := directory.changed_length(config)):
+            print(line, flush=True)
         agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
     tell_failure = functools.partial(directory.tell_failure, rank=layout.rank)
     heartbeat = current_heartbeat()
@@ -179,6 +181,11 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
         config = dataclasses.replace(config, num_updates=1)  # a particle is drawn whole in one update
     directory = RunDirectory(Path(config.run_dir))
     directory.check(config)
+    directory.changed_length(config)  # or refuse it
+    if config.start_from and not config.resume:
+        from dist_vsd.training.start import open_start
+
+        open_start(config, config.start_from)
     folder = find_pipeline(config.prior)
     check_prompts([*config.texts, config.negative_prompt], folder)
     if config.score.prior and config.objective_row.needs_phi:

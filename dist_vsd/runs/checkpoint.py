@@ -26,7 +26,9 @@ from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.serialization import read_tensors, write_tensors
 from dist_vsd.training.state import TrainingState, build_particle
 
-FORMAT_VERSION = 2  # 2: with the fingerprint of the configuration
+FORMAT_VERSION = 3  # 2: with the fingerprint of the configuration; 3: draws keyed by all bits of their keys
+READERS = {1: "0.1", 2: "0.2 to 0.4"}  # versions of dist_vsd that go on from older formats
+SHOWN = (2, FORMAT_VERSION)  # formats whose particles can be looked at
 MANIFEST = "manifest.json"
 _NAME = re.compile(r"update_(\d{8})")
 
@@ -147,12 +149,13 @@ def _remove_old(folder: Path, keep: int) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def newest_valid(folder: Path, config: RunConfig) -> tuple[Checkpoint | None, list[str]]:
+def newest_valid(folder: Path, config: RunConfig, formats: tuple[int, ...] = (FORMAT_VERSION,)) -> tuple[Checkpoint | None, list[str]]:
     """Find the newest whole checkpoint.
 
     Args:
         folder: of the run's checkpoints.
         config: of the run that they must belong to.
+        formats: that are accepted; SHOWN to look at particles alone, since older runs can't go on with this version's draws.
 
     Returns:
         The checkpoint, or None; and for every newer one that was passed over a line that says why.
@@ -160,22 +163,23 @@ def newest_valid(folder: Path, config: RunConfig) -> tuple[Checkpoint | None, li
     passed_over: list[str] = []
     names = sorted((p for p in folder.glob("update_*") if _NAME.fullmatch(p.name)), reverse=True)
     for path in names:
-        fault = _fault(path, config)
+        fault = _fault(path, config, formats)
         if fault is None:
             return Checkpoint(path, int(path.name.removeprefix("update_"))), passed_over
         passed_over.append(f"checkpoint {path.name} is passed over: {fault}")
     return None, passed_over
 
 
-def _fault(path: Path, config: RunConfig) -> str | None:
+def _fault(path: Path, config: RunConfig, formats: tuple[int, ...]) -> str | None:
     """Say what is wrong with a checkpoint, or None."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version = manifest["version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{MANIFEST} is missing or unreadable"
-    if version != FORMAT_VERSION:
-        return f"it has format version {str(version)[:20]}, this program reads {FORMAT_VERSION}"
+    if version not in formats:
+        reader = f", which dist_vsd {READERS[version]} reads" if version in READERS else ""
+        return f"it has format version {str(version)[:20]}{reader}; this program goes on from {FORMAT_VERSION}"
     try:
         hashes, update, saved_fingerprint = dict(manifest["sha256"]), int(manifest["update"]), manifest["config_sha256"]
         num_particles = int(manifest["num_particles"])

@@ -95,6 +95,23 @@ class RunDirectory:
                 f"{'give the same prompt' if name == 'prompt' else f'drop {flag(name)}'} or start another run"
             )
 
+    def changed_length(self, config: RunConfig) -> str:
+        """Return a line that says what another number of updates means for the run that goes on; empty if it is the same.
+
+        Raises:
+            ValueError: more updates than that are done.
+        """
+        saved = (self.saved_config() or {}).get("num_updates", config.num_updates)
+        if not config.resume or saved == config.num_updates:
+            return ""
+        done = self.newest_update()
+        if config.num_updates < done:
+            raise ValueError(f"--num-updates must be at least {done}, which are done in {self.path}, got {config.num_updates}: raise it")
+        return (
+            f"num_updates goes from {saved} to {config.num_updates}: what is a fraction of the whole (the range of t, theta's learning "
+            f"rates, regularisers that begin later) goes on from where {config.num_updates} updates have it after {done}"
+        )
+
     def claim(self, config: RunConfig) -> None:
         """Create the folder, lock it for as long as this process lives, and write the configuration; for rank 0.
 
@@ -106,7 +123,7 @@ class RunDirectory:
             self._lock = open(self.path / LOCK_FILE, "w")  # noqa: SIM115 - held until the process ends
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             (self.path / OUTCOME_FILE).unlink(missing_ok=True)  # without one, a run is under way or was killed
-            if not self.config_file.exists():
+            if not self.config_file.exists() or self.changed_length(config):
                 temporary = self.config_file.with_suffix(".tmp")
                 temporary.write_text(to_yaml(config))
                 temporary.replace(self.config_file)

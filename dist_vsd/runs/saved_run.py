@@ -15,7 +15,7 @@ from dist_vsd.particles.owned_particle import load_theta
 from dist_vsd.particles.particle import Particle
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from dist_vsd.serialization import read_tensors
-from dist_vsd.runs.checkpoint import newest_valid
+from dist_vsd.runs.checkpoint import SHOWN, newest_valid
 from dist_vsd.training.state import build_particle
 from dist_vsd.runs.run_directory import RunDirectory
 
@@ -58,7 +58,7 @@ def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device |
     if saved is None:
         raise ValueError(f"{path} holds no run (config.yaml is missing): give the directory that `dist-vsd train` made")
     config = merge(RunConfig(), saved, str(path / "config.yaml"))
-    found, notes = newest_valid(path / "checkpoints", config)
+    found, notes = newest_valid(path / "checkpoints", config, SHOWN)
     if found is None:
         reason = "; ".join(notes) or "none was saved yet"
         raise ValueError(f"{path} has no valid checkpoint ({reason}): let the run go on, or resume it")

@@ -14,6 +14,7 @@ from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.training.preemption import StopRequest
 from dist_vsd.training.report import Report
 from dist_vsd.training.reporter import Reporter
+from dist_vsd.training.start import start_particles
 from dist_vsd.training.state import TrainingState, phi_tensors
 from dist_vsd.training.update import update
 from dist_vsd.training.window import Window, means_by_band
@@ -94,15 +95,21 @@ def restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int, 
         ValueError: --resume found no valid checkpoint.
     """
     if not state.config.resume:
-        return 0, []
+        return 0, start_notes(state)
     found, notes = checkpoint.newest_valid(directory.checkpoints, state.config)
     state.collectives.require_equal("the newest valid checkpoint", found.update if found else None)
     if found is None:
         if notes:
             raise ValueError(f"--resume found no valid checkpoint in {directory.checkpoints}: {'; '.join(notes)}")
-        return 0, ["no checkpoint was saved yet: starting from update 0"]
+        return 0, ["no checkpoint was saved yet: starting from update 0", *start_notes(state)]
     checkpoint.restore(state, found)
     return found.update, [*notes, f"resumed from {found.path.name}"]
+
+
+def start_notes(state: TrainingState) -> list[str]:
+    """Begin from another run's particles if the run is asked to; return the line that says so."""
+    path = state.config.start_from
+    return [f"particles begin as {path} has them after update {start_particles(state, path)}"] if path else []
 
 
 def mend(state: TrainingState, particle: int, directory: RunDirectory) -> str:
