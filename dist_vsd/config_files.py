@@ -24,7 +24,8 @@ DEFAULT_PRESET = "embedded"
 # trajectory of theta and phi, or (how the work is laid out) only by the rounding of sums. num_updates does: schedules that are
 # fractions of the whole go on from where the new whole has them, and a run that changes it says so.
 FREE_ON_RESUME = {
-    "resume", "run_dir", "prompt_file", "num_updates", "start_from", "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
+    "resume", "run_dir", "prompt_file", "num_updates", "start_from",
+    "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
     "num_shards", "micro_batch_size", "particles.offload", "turntables", "media_every", "evaluate_every",
     "wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags",
 }  # fmt: skip

@@ -177,8 +177,8 @@ def _fault(path: Path, config: RunConfig, formats: tuple[int, ...]) -> str | Non
         version = manifest["version"]
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return f"{MANIFEST} is missing or unreadable"
-    if version not in formats:
-        reader = f", which dist_vsd {READERS[version]} reads" if version in READERS else ""
+    if not isinstance(version, int) or version not in formats:
+        reader = f", which dist_vsd {READERS[version]} reads" if isinstance(version, int) and version in READERS else ""
         return f"it has format version {str(version)[:20]}{reader}; this program goes on from {FORMAT_VERSION}"
     try:
         hashes, update, saved_fingerprint = dict(manifest["sha256"]), int(manifest["update"]), manifest["config_sha256"]
