@@ -115,6 +115,18 @@ def test_a_latent_of_another_shape_than_the_priors_is_refused_with_the_right_one
         state_of(latent={"resolution": 8})
 
 
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"sampler": "euler"}, r"sampler must be ddim or dpmsolver\+\+ for a prior with this process, got 'euler': change it, or leave it"),
+        ({"num_steps": 999}, "num_steps must be between 1 and 998, got 999"),
+    ],
+)
+def test_a_sampler_that_does_not_suit_the_priors_process_is_refused_before_the_run_begins(settings, rule):
+    with pytest.raises(ValueError, match=rule):
+        state_of(objective="ancestral", ancestral=settings)
+
+
 def test_a_pose_is_told_as_a_matrix_as_spherical_coordinates_or_not_at_all():
     cameras = look_at_origin(torch.tensor([90.0]), torch.tensor([30.0]), torch.tensor([2.5]), torch.tensor([40.0]))
     assert torch.equal(pose_of(cameras, "c2w"), cameras.c2w.reshape(1, 16))
