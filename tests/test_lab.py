@@ -60,6 +60,28 @@ def test_every_combination_is_a_run_and_all_are_in_the_summary(capfd):
     assert "fresh samples" in printed
 
 
+def test_a_flow_is_a_comparison_of_its_own(capfd):
+    assert lab("--methods", "sds", "vsd", "--phi", "exact", "learned", "--process", "rectified_flow", "--shift", "2", "--pictures") == 0
+    record = json.loads(Path("lab/lab.json").read_text())
+    assert (record["settings"]["process"], record["settings"]["shift"]) == ("rectified_flow", 2)
+    assert "12 particles, 6 updates, rectified flow with shift 2" in capfd.readouterr().out
+    assert Path("lab/four_gaussians.png").exists()
+    for words, rule in ((("--process", "rectified_flow"), "with shift 2.0, not 3.0"), ((), "with process rectified_flow, not variance_")):
+        assert lab("--methods", "sds", *words) == 2
+        assert rule in capfd.readouterr().err.splitlines()[-1]
+
+
+def test_results_that_do_not_name_a_process_are_of_the_only_one_that_there_was(capfd):
+    assert lab("--methods", "sds") == 0
+    result = Path("lab/runs/four_gaussians-sds-seed0/result.json")
+    content = json.loads(result.read_text())
+    del content["asked"]["process"]
+    result.write_text(json.dumps(content))
+    assert lab("--methods", "sds", "--shift", "5") == 0  # which this process has not
+    assert "1 of 1 runs are finished" in capfd.readouterr().err
+    assert lab("--methods", "sds", "--process", "rectified_flow") == 2
+
+
 def test_a_run_keeps_figures_and_particles_over_updates():
     assert lab("--methods", "sds") == 0
     folder = Path("lab/runs/four_gaussians-sds-seed0")
@@ -187,6 +209,10 @@ BAD = {
     "--start-std 0": ("start_std must be above 0", "got 0.0"),
     "--num-particles 5": ("the measure kl needs at least 6 particles", "got 5", "leave kl out of --measures"),
     "--measures energy": ("measure 'energy' does not exist", "energy_distance"),
+    "--process flow": ("process must be one of variance_preserving, rectified_flow, got 'flow'", "--process"),
+    "--process rectified_flow --shift 0": ("shift must be a positive number, got 0.0", "--shift"),
+    "--process rectified_flow --shift nan": ("shift must be a positive number, got nan",),
+    "--process rectified_flow --guidance-scale 2": ("guidance_scale 2 needs the embedding", "use 1"),
     "--guidance-scale 7.5": ("guidance_scale 7.5 needs the embedding", "use 1"),
     "--out list.json": ("--out 'list.json' can't be written", "choose another"),
     "--timesteps.annealing cosine": ("timesteps.annealing must be one of", "'cosine'"),

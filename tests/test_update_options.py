@@ -5,12 +5,12 @@ import torch
 
 from dist_vsd.cameras import look_at_origin
 from dist_vsd.config_files import load_preset, merge
-from dist_vsd.diffusion.process import add_noise
+from dist_vsd.diffusion.process import RectifiedFlow, add_noise
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.score.camera_embedding import pose_of
-from dist_vsd.training.draws import Shot, choose_particles, draw_noise, draw_t
+from dist_vsd.training.draws import Shot, choose_particles, draw_noise, draw_phi_t, draw_t
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
 
@@ -87,6 +87,36 @@ def test_the_reused_pass_gives_the_score_of_a_pass_of_its_own_and_phi_the_gradie
             torch.testing.assert_close(taken[name], parameter.grad, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize("reuse_pass", [False, True])
+@torch.no_grad()
+def test_an_update_under_a_rectified_flow_pulls_by_velocities_and_teaches_phi_the_velocity(reuse_pass):
+    """The UNet knows nothing of a flow; that is nothing to the update, which takes its output for a velocity."""
+    state = state_of(score={"pose_dropout": 0.0, "reuse_pass": reuse_pass}, micro_batch_size=6)
+    prior, score, shots = state.prior, state.phi.score, [Shot(i, 0) for i in range(6)]
+    prior.process = score.process = process = RectifiedFlow()
+    for index, parameter in enumerate(score.phi().values()):
+        parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+    x_0 = torch.cat([particle.theta.x_0.clone() for particle in state.particles])
+    s, eps = draw_t(state.config, shots, 0, process), draw_noise(state.config, "noise", shots, 0, x_0)
+    x_t, y = add_noise(x_0, eps, *process.alpha_sigma(s, x_0)), state.prompt.plain[[0] * 6]
+    v_phi = score(x_t, s, y.cond, torch.zeros(6, 16))
+    with score.pretrained():
+        uncond, cond = prior.predict(x_t, s, y.uncond), prior.predict(x_t, s, y.cond)
+    weight = (s**2 * (1 - s)).view(6, 1, 1, 1)
+    expected = weight * (uncond + state.config.guidance_scale * (cond - uncond) - v_phi)
+    if not reuse_pass:
+        s, eps = draw_phi_t(state.config, shots, 0, 0, process), draw_noise(state.config, "phi_noise", shots, 0, x_0)
+        x_t = add_noise(x_0, eps, *process.alpha_sigma(s, x_0))
+        v_phi = score(x_t, s, y.cond, torch.zeros(6, 16))
+    with torch.enable_grad():
+        report = update(state, 0)
+    for particle, gradient in zip(state.particles, expected, strict=True):
+        torch.testing.assert_close(particle.theta.x_0.grad[0], gradient, rtol=1e-4, atol=1e-5)  # fp32
+    assert report.means()["phi/loss"] == pytest.approx(float((v_phi - (eps - x_0)).square().mean()), rel=1e-4)
+    (fractions, _), *_ = report.gaps
+    assert torch.equal(fractions, draw_t(state.config, shots, 0, process))
+
+
 @pytest.mark.parametrize(
     ("settings", "rule"),
     [
@@ -114,6 +144,18 @@ def test_options_that_contradict_each_other_are_refused_in_one_line(settings, ru
 def test_a_latent_of_another_shape_than_the_priors_is_refused_with_the_right_one():
     with pytest.raises(ValueError, match="the prior's latents have 4 channels of 16 x 16, got latent.channels 4 and latent.resolution 8"):
         state_of(latent={"resolution": 8})
+
+
+@pytest.mark.parametrize(
+    ("settings", "rule"),
+    [
+        ({"sampler": "euler"}, r"sampler must be ddim or dpmsolver\+\+ for a prior with this process, got 'euler': change it, or leave it"),
+        ({"num_steps": 999}, "num_steps must be between 1 and 998, got 999"),
+    ],
+)
+def test_a_sampler_that_does_not_suit_the_priors_process_is_refused_before_the_run_begins(settings, rule):
+    with pytest.raises(ValueError, match=rule):
+        state_of(objective="ancestral", ancestral=settings)
 
 
 def test_a_pose_is_told_as_a_matrix_as_spherical_coordinates_or_not_at_all():

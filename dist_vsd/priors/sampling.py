@@ -30,7 +30,7 @@ def check_sampler(process: Process, num_steps: int, sampler: str) -> str:
     """
     if sampler and sampler not in process.samplers:
         known = " or ".join(process.samplers)
-        raise ValueError(f"sampler must be {known} for a prior with this process, got {sampler!r}: change --sampler, or leave it out")
+        raise ValueError(f"sampler must be {known} for a prior with this process, got {sampler!r}: change it, or leave it empty")
     sampler = sampler or process.samplers[0]
     most = math.inf if sampler == "euler" else process.num_timesteps - 2
     if not 1 <= num_steps <= most:
