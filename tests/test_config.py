@@ -1,14 +1,17 @@
 """Configurations: where values come from, what is checked, and that what is written is what is read."""
 
 import dataclasses
+import re
 
 import pytest
 import yaml
 
 from dist_vsd.cli import main
 from dist_vsd.config import CameraConfig, RunConfig, nearest
-from dist_vsd.config_files import differences, load_preset, merge, preset_names, read_yaml, to_mapping, to_yaml
+from dist_vsd.config_files import PRESET_FOLDER, differences, load_preset, merge, preset_names, read_yaml, to_mapping, to_yaml
+from dist_vsd.priors.known import GONE, KNOWN_PRIORS, SUGGESTED
 from dist_vsd.score.score_config import ScoreConfig
+from tests.runs import ROOT
 
 
 def merged(text):
@@ -48,6 +51,21 @@ def test_numbers_that_yaml_reads_as_text_or_integers_become_floats():
 def test_every_preset_loads_and_keeps_all_values_through_yaml(name):
     preset = load_preset(name)
     assert merged(to_yaml(preset)) == preset
+
+
+def test_presets_for_stable_diffusion_leave_the_prior_to_the_user_and_their_heads_name_one_that_exists():
+    for name in (name for name in preset_names() if name.startswith("stable-diffusion")):
+        assert load_preset(name).prior == ""
+        assert f"--prior {SUGGESTED}" in (PRESET_FOLDER / f"{name}.yaml").read_text()
+
+
+def test_no_file_of_the_repository_names_a_prior_that_is_gone():
+    patterns = ("launch_configs/*.yaml", "slurm/*", "dist_vsd/**/*.py", "dist_vsd/presets/*.yaml")
+    files = [file for pattern in patterns for file in ROOT.glob(pattern)]
+    shown = {word for file in files if file.name != "known.py" for word in re.findall(r"--prior ([\w./-]+)", file.read_text())}
+    assert SUGGESTED in shown
+    assert not shown & GONE.keys()
+    assert {word for word in shown if "/" in word and "path" not in word} <= set(KNOWN_PRIORS.values())
 
 
 def test_a_configuration_is_read_as_it_was_written():
@@ -107,6 +125,9 @@ def test_an_unknown_key_or_a_wrong_type_is_refused_by_its_dotted_name(text, frag
         ("seed: -1", "seed must be 0 or more, got -1"),
         ("objective: vds", "objective must be one of vsd, sds, denoising, clip, ancestral, got 'vds' (did you mean"),
         ("camera: {fov_deg: [70, 40]}", "camera.fov_deg must be a range, low before high, got 70.0 40.0"),
+        ("camera: {fov_deg: [0, 40]}", "camera.fov_deg must be above 0 and below 180, got 0.0 40.0"),
+        ("camera: {fov_deg: [40, 180]}", "camera.fov_deg must be above 0 and below 180, got 40.0 180.0"),
+        ("guidance_scale: -1", "guidance_scale must be 0 or more, got -1.0"),
         ("camera: {distance: [0, 1]}", "camera.distance must be positive, got 0.0"),
         ("camera: {high_elevation_share: 1.5}", "camera.high_elevation_share must be in [0, 1], got 1.5"),
         ("score: {rank: 0}", "score.rank must be at least 1, got 0"),

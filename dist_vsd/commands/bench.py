@@ -10,11 +10,12 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dist_vsd.commands.arguments import nearest_command, parse, require_writable_folder
+from dist_vsd.commands.arguments import nearest_command, parse
 from dist_vsd.config import flag
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.prompts import check_prompts
+from dist_vsd.writable import require_writable_file
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +53,7 @@ OWN_FLAGS = {
     **dict.fromkeys(("--run-dir", "--resume", "--dry-run", "--log-every"), "nothing: its runs are temporary"),
     **dict.fromkeys(("--checkpoint-every", "--check-every", "--preview-every"), "nothing: its runs do that after the last update"),
 }
+RESULTS_FILE, PLOT_FILE = "scaling.json", "scaling.png"
 BUSY_CORES = 0.1  # more than that by other programs is worth a word
 
 
@@ -143,10 +145,10 @@ def run_scaling(arguments: list[str]) -> int:
         "weak_efficiency": weak_efficiency(rows),
     }
     out.mkdir(parents=True, exist_ok=True)
-    (out / "scaling.json").write_text(json.dumps(record, indent=1) + "\n")
+    (out / RESULTS_FILE).write_text(json.dumps(record, indent=1) + "\n")
     show(record)
-    print(f"table: {out / 'scaling.json'}")
-    write_plot(record, out / "scaling.png")
+    print(f"table: {out / RESULTS_FILE}")
+    write_plot(record, out / PLOT_FILE)
     return 0
 
 
@@ -172,7 +174,8 @@ def check(parsed: ScalingArguments, train_words: tuple[str, ...]) -> None:
             raise ValueError(f"{name} can't stand after --, bench sets it for each run: use {OWN_FLAGS[name]}")
     preset = load_preset(parsed.preset)
     check_prompts([parsed.prompt], find_pipeline(parsed.prior or preset.prior))
-    require_writable_folder(Path(parsed.out), f"--out {parsed.out!r}")
+    for name in (RESULTS_FILE, PLOT_FILE):
+        require_writable_file(Path(parsed.out, name), f"--out {parsed.out!r}")
 
 
 def time_all(jobs: list[Job], settings: Settings, places: Places, repeats: int) -> tuple[dict[Job, list[Timing]], dict[Job, RunSizes]]:

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from dist_vsd.commands.arguments import nearest_command, parse, require_writable_folder
-from dist_vsd.evaluation.metric_names import METRICS, ONLY_WHEN_ASKED
+from dist_vsd.commands.arguments import nearest_command, parse
+from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS, ONLY_WHEN_ASKED
+from dist_vsd.writable import require_writable_file
 
 if TYPE_CHECKING:
     from dist_vsd.evaluation.instruments import Instruments
@@ -78,8 +79,8 @@ class EvaluateArguments:
             raise ValueError(f"--sphere-subdivisions must be 0 to 3, got {self.sphere_subdivisions}")
         if self.num_samples < 2:
             raise ValueError(f"--num-samples must be at least 2, got {self.num_samples}")
-        if not math.isfinite(self.sample_guidance):
-            raise ValueError(f"--sample-guidance must be a finite number, got {self.sample_guidance}")
+        if not 0.0 <= self.sample_guidance < math.inf:
+            raise ValueError(f"--sample-guidance must be a number from 0 on, got {self.sample_guidance}: change it")
         if self.out and Path(self.out).suffix not in (".csv", ".json"):
             raise ValueError(f"--out must end in .csv or .json, got {self.out!r}")
 
@@ -94,11 +95,9 @@ def run(arguments: list[str]) -> int:
     parsed = parse(EvaluateArguments, arguments, "evaluate", DESCRIPTION)
     folders = [Path(name) for name in dict.fromkeys(parsed.run_dirs)]
     for folder in folders:
-        require_writable_folder(folder, f"run directory {str(folder)!r}")
+        require_writable_file(folder / EVALUATION_FILE, f"{str(folder / EVALUATION_FILE)!r}", "give it back to its owner, or copy the run")
     if parsed.out:
-        require_writable_folder(Path(parsed.out).parent, f"--out {parsed.out!r}")
-        if Path(parsed.out).is_dir():
-            raise ValueError(f"--out {parsed.out!r} is a folder: give a file")
+        require_writable_file(Path(parsed.out), f"--out {parsed.out!r}")
     prompts = read_prompts(Path(parsed.prompts)) if parsed.prompts else ()
 
     import torch

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from dist_vsd.commands.arguments import parse, require_writable_folder
+from dist_vsd.commands.arguments import parse
+from dist_vsd.writable import require_writable_folder
 
 DESCRIPTION = """Write the particles of a run as PLY into RUN_DIR/export.
 
@@ -47,8 +48,8 @@ class ExportArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(ExportArguments, arguments, "export", DESCRIPTION)
-    named = f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}"
-    require_writable_folder(Path(parsed.out or parsed.run_dir), named)
+    folder = Path(parsed.out or Path(parsed.run_dir, "export"))
+    require_writable_folder(folder, f"--out {parsed.out!r}" if parsed.out else f"{str(folder)!r}", "choose another --out")
 
     from dist_vsd.export.ply import write_ply
     from dist_vsd.runs.saved_run import open_run
@@ -58,7 +59,6 @@ def run(arguments: list[str]) -> int:
         print(note)
     if not saved.config.representation_row.is_volume:
         raise ValueError(f"{saved.path} holds {saved.config.representation} particles, PLY needs radiance_field: use dist-vsd render")
-    folder = Path(parsed.out) if parsed.out else saved.path / "export"
     for particle, theta in saved.particles.items():
         file = folder / f"{parsed.kind}_{particle:04d}.ply"
         count = write_ply(theta, file, parsed.kind, parsed.resolution, parsed.threshold)

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 
-from dist_vsd.commands.arguments import parse, require_writable_folder
+from dist_vsd.commands.arguments import parse
 from dist_vsd.config import flag, nearest
 from dist_vsd.errors import RunFailed
 from dist_vsd.lab.settings import MEASURES, METHODS, ORDERS, PHIS, Settings, Variant, check_measures
+from dist_vsd.writable import require_writable_file, require_writable_folder
 
 if TYPE_CHECKING:
     from dist_vsd.lab.measures import Target
@@ -78,7 +79,8 @@ def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(LabArguments, arguments, "lab", DESCRIPTION)
     out = Path(parsed.out)
-    require_writable_folder(out, f"--out {parsed.out!r}")
+    require_writable_folder(out / "runs", f"--out {parsed.out!r}")
+    require_writable_file(out / SUMMARY, f"--out {parsed.out!r}")
 
     from dist_vsd.lab.runs import execute, read_result
     from dist_vsd.training.preemption import StopRequest

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from dist_vsd.commands.arguments import parse, require_writable_folder
+from dist_vsd.commands.arguments import parse
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.cost_model import (
     Cluster,
@@ -21,6 +21,7 @@ from dist_vsd.scaling.cost_model import (
     update_cost,
 )
 from dist_vsd.scaling.stage_times import ASSUMED_RENDER_MS, H100_TFLOPS, StageTimes, counted, read_measured
+from dist_vsd.writable import require_writable_file
 
 MOST_RANKS, MOST = 10**6, 10**9
 MIB, GIB = 2**20, 2**30
@@ -114,7 +115,7 @@ def run(arguments: list[str]) -> int:
     parsed = parse(PlanArguments, arguments, "plan", DESCRIPTION)
     check(parsed)
     if parsed.json not in ("", "-"):
-        require_writable_folder(Path(parsed.json).absolute().parent, f"--json {parsed.json!r}")
+        require_writable_file(Path(parsed.json), f"--json {parsed.json!r}")
     num_prompts = count_prompts(parsed.prompt_file) if parsed.prompt_file else 1
     scales = [foretell(parsed, num_nodes, num_prompts) for num_nodes in parsed.nodes]
     if parsed.json == "-":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from dist_vsd.commands.arguments import nearest_command, parse, require_writable_folder
+from dist_vsd.commands.arguments import nearest_command, parse
 from dist_vsd.priors.embedded.recipe_config import RecipeConfig
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.prompts import check_prompts
 from dist_vsd.priors.samplers import SAMPLERS
+from dist_vsd.writable import require_writable_file, require_writable_folder
 
 SAMPLE = """Draw pictures from a prior by DDIM or DPM-Solver++.
 
@@ -56,6 +58,10 @@ class SampleArguments:
         for name in ("num_samples", "num_steps", "enlarge"):
             if getattr(self, name) < 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"--guidance-scale must be a number from 0 on, got {self.guidance_scale}: change it")
+        if self.seed < 0:
+            raise ValueError(f"--seed must be 0 or more, got {self.seed}: change it")
         if self.sampler not in ("", *SAMPLERS):
             near = nearest_command(self.sampler, SAMPLERS)
             raise ValueError(f"--sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}{near}: change --sampler")
@@ -91,9 +97,7 @@ def run_sample(arguments: list[str]) -> int:
     file = Path(parsed.out)
     if file.suffix.lower() != ".png":
         raise ValueError(f"--out must be a .png file, got {parsed.out!r}")
-    if file.is_dir():
-        raise ValueError(f"--out {parsed.out!r} is a folder: choose a file")
-    require_writable_folder(file.parent, f"--out {parsed.out!r}")
+    require_writable_file(file, f"--out {parsed.out!r}")
 
     check_prompts([parsed.prompt], find_pipeline(parsed.prior))
 
@@ -114,15 +118,16 @@ def run_sample(arguments: list[str]) -> int:
 
 def run_train(arguments: list[str]) -> int:
     """Run the recipe and write the pipeline folder with its card."""
+    parsed = parse(TrainArguments, arguments, "prior train", TRAIN)
+    out, work = Path(parsed.out), Path(parsed.work_dir)
+    require_writable_folder(out, f"--out {parsed.out!r}")
+    require_writable_folder(work, f"--work-dir {parsed.work_dir!r}")
+
     import torch
 
     from dist_vsd.priors.embedded.card import measure, write_card
     from dist_vsd.priors.embedded.recipe import LineReporter, train_prior, write_prior
 
-    parsed = parse(TrainArguments, arguments, "prior train", TRAIN)
-    out, work = Path(parsed.out), Path(parsed.work_dir)
-    require_writable_folder(out, f"--out {parsed.out!r}")
-    require_writable_folder(work, f"--work-dir {parsed.work_dir!r}")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prior, held_out = train_prior(parsed.recipe, work, device, LineReporter())
     write_prior(prior, out)

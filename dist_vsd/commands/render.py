@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import tyro
 
-from dist_vsd.commands.arguments import parse, require_writable_folder
+from dist_vsd.commands.arguments import parse
+from dist_vsd.writable import require_writable_folder
 
 if TYPE_CHECKING:
     from dist_vsd.cameras import Cameras
@@ -42,10 +44,10 @@ class RenderArguments:
     """Azimuths of `views`, degrees; 0 looks at the front."""
     elevation_deg: float = 15.0
     """Elevation of all cameras, degrees."""
-    distance: float = 0.0
-    """Distance to the origin, scene units; 0: the middle of the training cameras'."""
-    fov_deg: float = 0.0
-    """Vertical field of view, degrees; 0: the middle of the training cameras'."""
+    distance: float | None = None
+    """Distance to the origin, scene units; by default the middle of the training cameras'."""
+    fov_deg: float | None = None
+    """Vertical field of view, degrees; by default the middle of the training cameras'."""
     size: int = 128
     """Height and width, pixels."""
     out: str = ""
@@ -60,17 +62,19 @@ class RenderArguments:
             raise ValueError(f"--num-views must be at least 1, got {self.num_views}")
         if not -90 <= self.elevation_deg <= 90:
             raise ValueError(f"--elevation-deg must be in [-90, 90], got {self.elevation_deg}")
-        if self.distance < 0 or not 0 <= self.fov_deg < 180:
-            raise ValueError(f"--distance must be positive and --fov-deg in (0, 180), got {self.distance} and {self.fov_deg}")
-        if not self.azimuth_deg:
-            raise ValueError("--azimuth-deg must name at least one azimuth")
+        if self.distance is not None and not 0.0 < self.distance < math.inf:
+            raise ValueError(f"--distance must be above 0, got {self.distance}: change it, or leave it out")
+        if self.fov_deg is not None and not 0.0 < self.fov_deg < 180.0:
+            raise ValueError(f"--fov-deg must be above 0 and below 180, got {self.fov_deg}: change it, or leave it out")
+        if not self.azimuth_deg or not all(map(math.isfinite, self.azimuth_deg)):
+            raise ValueError(f"--azimuth-deg must be one or more numbers, got {' '.join(map(str, self.azimuth_deg)) or 'none'}")
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(RenderArguments, arguments, "render", DESCRIPTION)
-    named = f"--out {parsed.out!r}" if parsed.out else f"run directory {parsed.run_dir!r}"
-    require_writable_folder(Path(parsed.out or parsed.run_dir), named)
+    folder = Path(parsed.out or Path(parsed.run_dir, "export" if parsed.kind == "turntable" else "renders"))
+    require_writable_folder(folder, f"--out {parsed.out!r}" if parsed.out else f"{str(folder)!r}", "choose another --out")
 
     import torch
 
@@ -85,7 +89,6 @@ def run(arguments: list[str]) -> int:
     cameras = choose_cameras(parsed, saved).to(device)
     if saved.config.is_flat:
         cameras = cameras[:1]  # they are the same from everywhere
-    folder = Path(parsed.out) if parsed.out else saved.path / ("export" if parsed.kind == "turntable" else "renders")
     files: list[Path] = []
     rows = []
     for particle, theta in saved.particles.items():
@@ -117,8 +120,8 @@ def choose_cameras(parsed: RenderArguments, saved: SavedRun) -> Cameras:
     from dist_vsd.cameras import look_at_origin, turntable
 
     camera = saved.config.camera
-    distance = parsed.distance or sum(camera.distance) / 2
-    fov_deg = parsed.fov_deg or sum(camera.fov_deg) / 2
+    distance = parsed.distance if parsed.distance is not None else sum(camera.distance) / 2
+    fov_deg = parsed.fov_deg if parsed.fov_deg is not None else sum(camera.fov_deg) / 2
     if parsed.kind == "views":
         azimuth = torch.tensor(parsed.azimuth_deg)
         ones = torch.ones_like(azimuth)

@@ -12,7 +12,7 @@ import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse
 from dist_vsd.errors import RunFailed
-from dist_vsd.sweep.manifest import read_sweep
+from dist_vsd.sweep.manifest import read_sweep, require_writable_sweep
 from dist_vsd.sweep.slurm import SlurmOptions
 
 if TYPE_CHECKING:
@@ -169,6 +169,8 @@ def _submit(parsed: SubmitArguments, wanted: frozenset[str]) -> int:
     from dist_vsd.sweep.submit import submit_locally, submit_to_slurm
 
     sweep = read_sweep(Path(parsed.sweep_dir))
+    if not parsed.dry_run:
+        require_writable_sweep(sweep)
     if parsed.local:
         return submit_locally(sweep, wanted, parsed.jobs, parsed.dry_run)
     submit_to_slurm(sweep, wanted, parsed.slurm, parsed.dry_run)
@@ -217,7 +219,9 @@ def run_cancel(arguments: list[str]) -> int:
     parsed = parse(CancelArguments, arguments, "sweep cancel", CANCEL)
     from dist_vsd.sweep.cancel import cancel
 
-    print("\n".join(cancel(read_sweep(Path(parsed.sweep_dir))) or ["nothing is queued or running"]))
+    sweep = read_sweep(Path(parsed.sweep_dir))
+    require_writable_sweep(sweep)
+    print("\n".join(cancel(sweep) or ["nothing is queued or running"]))
     return 0
 
 
@@ -241,6 +245,7 @@ def run_run(arguments: list[str]) -> int:
     from dist_vsd.sweep.submissions import find_run, read_submission
 
     sweep = read_sweep(Path(parsed.sweep_dir))
+    require_writable_sweep(sweep)
     if parsed.id:
         return execute(sweep, find_run(sweep, parsed.id))
     submission = read_submission(Path(parsed.submission))

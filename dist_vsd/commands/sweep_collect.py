@@ -7,7 +7,8 @@ from pathlib import Path
 
 import tyro
 
-from dist_vsd.commands.arguments import parse, require_writable_folder
+from dist_vsd.commands.arguments import parse
+from dist_vsd.writable import require_writable_file
 
 DESCRIPTION = """Collect the results of a sweep, finished or not, into a table (results.csv) and one page (results.html).
 
@@ -39,9 +40,10 @@ def run_collect(arguments: list[str]) -> int:
 
     sweep = read_sweep(Path(parsed.sweep_dir))
     folder = Path(parsed.out) if parsed.out else sweep.path / "results"
-    require_writable_folder(folder, f"--out {str(folder)!r}")
-    results = collect(sweep, states_of(sweep))
     table, page = folder / "results.csv", folder / "results.html"
+    for file in (table, page, *([folder / "media" / "0.webp"] if parsed.link_media else [])):
+        require_writable_file(file, f"--out {str(folder)!r}")
+    results = collect(sweep, states_of(sweep))
     folder.mkdir(parents=True, exist_ok=True)
     table.write_text(to_csv(results), encoding="utf-8")
     write_page(page, sweep, results, lambda result: preview_of(sweep.run_dir(result.run)), link_media=parsed.link_media)

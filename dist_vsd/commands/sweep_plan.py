@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dist_vsd.commands.arguments import parse
+from dist_vsd.writable import require_writable_folder
 
 if TYPE_CHECKING:
     from dist_vsd.sweep.prompts import Prompt
@@ -68,6 +69,7 @@ def run_plan(arguments: list[str]) -> int:
     prompts, repeated = distinct(read_prompts(Path(parsed.prompts)))
     path = Path(parsed.sweep_dir or Path("sweeps") / Path(parsed.prompts).stem)
     settings = settle(path, {"preset": parsed.preset, "num_processes": parsed.num_processes, "launch_config": launch_config})
+    require_writable_folder(path, f"--sweep-dir {path}")
     sweep, new = add_runs(path, settings, expand(prompts, variations, seeds, settings))
     copy_script(path)
     if repeated:

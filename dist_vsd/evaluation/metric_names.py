@@ -30,3 +30,4 @@ METRICS: dict[str, tuple[str, ...]] = {
 }
 # These draw samples from the prior, which takes longer than all the rest: only when they are asked for.
 ONLY_WHEN_ASKED = ("samples", "fid")
+EVALUATION_FILE = "evaluation.json"  # of a run directory

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from dist_vsd.evaluation.evaluation import Evaluation
-from dist_vsd.evaluation.metric_names import METRICS
+from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS
 from dist_vsd.runs.saved_run import SavedRun
 
-FILE = "evaluation.json"
 COLUMNS = ("run_dir", "prompt", "objective", "representation", "seed", "update", "num_particles")
 
 
@@ -44,8 +43,8 @@ def write_text(text: str, file: Path) -> None:
 
 def write_record(record: dict[str, Any], run_dir: Path) -> Path:
     """Write a run's evaluation.json; return it."""
-    write_text(json.dumps(record, indent=1) + "\n", run_dir / FILE)
-    return run_dir / FILE
+    write_text(json.dumps(record, indent=1) + "\n", run_dir / EVALUATION_FILE)
+    return run_dir / EVALUATION_FILE
 
 
 def names_of(records: list[dict[str, Any]]) -> list[str]:

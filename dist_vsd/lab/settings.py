@@ -52,6 +52,8 @@ class Settings:
             value = getattr(self, name)
             if not 0.0 < value <= most or math.isinf(value):
                 raise ValueError(f"{name} must be above 0 and at most {most:g}, got {value}: change --{name.replace('_', '-')}")
+        if not 0.0 <= self.guidance_scale < math.inf:
+            raise ValueError(f"guidance_scale must be a number from 0 on, got {self.guidance_scale}: change --guidance-scale")
         if not 0.0 <= self.final_lr_fraction <= 1.0:
             raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
 

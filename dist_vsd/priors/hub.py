@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
+from dist_vsd.priors.known import instead_of
+
 _HUB_ID = re.compile(r"(?P<id>\w[\w.-]{0,95}/\w[\w.-]{0,95})(@(?P<revision>\w[\w.-]*(/\w[\w.-]*)*))?")
 
 
@@ -41,5 +43,5 @@ def download(prior: str, patterns: Sequence[str]) -> Path:
             return Path(cached).parent
         raise ValueError(
             f"prior {prior!r} is neither a folder here nor to be had from the hub ({type(error).__name__}), nor is it in the hub's cache: "
-            f"check the name{', the revision' if revision else ''} or the network"
+            f"check the name{instead_of(prior)}{', the revision' if revision else ''} or the network"
         ) from error

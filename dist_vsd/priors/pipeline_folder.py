@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_vsd.priors.hub import download, is_hub_id
+from dist_vsd.priors.known import instead_of, require_named
 from dist_vsd.priors.pipeline_files import LDM_PREFIXES, check_tokenizer, find_variant, read_json, read_shapes, weight_files
 
 EMBEDDED_NAME = "embedded"
@@ -89,6 +90,7 @@ def find_pipeline(prior: str) -> PipelineFolder:
     """
     if prior == EMBEDDED_NAME:
         return _check_folder(EMBEDDED_FOLDER, prior)
+    require_named(prior)
     single = _SINGLE_FILE.fullmatch(prior)
     try:
         path = Path(prior).expanduser()
@@ -102,7 +104,8 @@ def find_pipeline(prior: str) -> PipelineFolder:
     if is_file and path.suffix.lower() in (".ckpt", ".bin", ".pt", ".pth"):
         raise ValueError(f"prior {prior!r} is pickled: nothing is unpickled here, convert it to safetensors")
     if is_file or single or not is_hub_id(prior):
-        raise ValueError(f"prior {prior!r} is not a folder{'' if is_file else ' here, nor a file'}: {HOW_TO_NAME}")
+        where = "" if is_file else " here, nor a file"
+        raise ValueError(f"prior {prior!r} is not a folder{where}{instead_of(prior)}: {HOW_TO_NAME}")
     return _check_folder(_download(prior, with_weights=True), prior)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import os
 import re
 import time
 from collections.abc import Iterator
@@ -26,9 +25,11 @@ from dist_vsd.runs.outcome import (
     slurm_attempt,
     write_outcome,
 )
+from dist_vsd.writable import TRIAL_PREFIX, require_writable_file, require_writable_folder
 
 # Of a process that ended between making the folder and its configuration.
 LEFT_BY_A_CRASH = (LOCK_FILE, "config.tmp", REQUEUES_FILE, "requeues.tmp")
+METRICS_FILE = "metrics.jsonl"
 
 
 class RunDirectory:
@@ -72,11 +73,12 @@ class RunDirectory:
             self._check_same_run(config)
         elif self.config_file.exists():
             raise ValueError(f"run directory {self.path} holds a run already: continue it with --resume, or choose another --run-dir")
-        elif self.path.exists() and any(file.name not in LEFT_BY_A_CRASH for file in self.path.iterdir()):
+        elif self.path.exists() and any(is_foreign(file.name) for file in self.path.iterdir()):
             raise ValueError(f"run directory {self.path} holds files that are not a run's: choose another --run-dir")
-        existing = next(folder for folder in (self.path, *self.path.absolute().parents) if folder.exists())
-        if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
-            raise ValueError(f"run directory {self.path} can't be written: {existing} refuses; choose another --run-dir")
+        for name in ("", "checkpoints", "renders", "export") if config.resume else ("",):
+            require_writable_folder(self.path / name, f"run directory {self.path / name}", "choose another --run-dir")
+        if config.resume:
+            require_writable_file(self.path / METRICS_FILE, f"{self.path / METRICS_FILE}", "free it, or choose another --run-dir")
 
     def saved_config(self) -> dict[str, Any] | None:
         """Return the configuration of the run in the folder, or None without one; ValueError if it can't be read."""
@@ -169,6 +171,11 @@ class RunDirectory:
     def newest_update(self) -> int:
         """Return the number of updates of the newest checkpoint by name (it may be damaged); 0 without one."""
         return newest_update(self.path)
+
+
+def is_foreign(name: str) -> bool:
+    """Say whether a file in a folder without a configuration is not one that a run makes before it has one."""
+    return name not in LEFT_BY_A_CRASH and not name.startswith(TRIAL_PREFIX)
 
 
 def default_run_dir(prompt: str) -> Path:

@@ -22,8 +22,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dist_vsd.writable import require_writable_folder
+
 VERSION = 1
 SETTINGS_FILE, MANIFEST_FILE = "sweep.json", "manifest.jsonl"
+WRITTEN_BY_RUNS = ("runs", "leases", "submissions", "configs", "attempts", "logs")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,6 +96,12 @@ def read_sweep(path: Path) -> Sweep:
         ValueError: there is no sweep, it is of another version, or a line of it can't be read.
     """
     return Sweep(path, read_settings(path), list(_read_manifest(path / MANIFEST_FILE)))
+
+
+def require_writable_sweep(sweep: Sweep) -> None:
+    """Refuse a sweep into whose directory this process can't write what running it takes; ValueError."""
+    for name in WRITTEN_BY_RUNS:
+        require_writable_folder(sweep.path / name, f"sweep directory {sweep.path / name}", "make way for it, or copy the sweep elsewhere")
 
 
 def read_settings(path: Path) -> SweepSettings:

@@ -17,6 +17,7 @@ from dist_vsd.config_files import load_preset, to_mapping
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.representations import REPRESENTATIONS
 from dist_vsd.priors.hub import is_hub_id
+from dist_vsd.priors.known import SUGGESTED
 from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
 from dist_vsd.priors.prompts import check_prompts
 from dist_vsd.sweep.manifest import (
@@ -34,6 +35,7 @@ from dist_vsd.sweep.overrides import check_characters, flatten, resolve
 from dist_vsd.sweep.prompts import Prompt
 from dist_vsd.sweep.slurm import SCRIPT
 from dist_vsd.view_words import VIEW_WORDS
+from dist_vsd.writable import TRIAL_PREFIX
 
 LOCK_FILE = ".plan.lock"
 
@@ -114,7 +116,8 @@ class _Checks:
             try:
                 self._priors[prior] = None if is_hub_id(prior) else find_pipeline(prior)
             except ValueError as error:
-                where = f"preset {self._preset}, to complete with --set prior=PATH" if prior == self._base.prior else source
+                completing = f"--set prior={SUGGESTED if not prior else 'PATH'}"
+                where = f"preset {self._preset}, to complete with {completing}" if prior == self._base.prior else source
                 raise ValueError(f"{where}: {error}") from error
 
     def words(self, prompt: Prompt, overrides: dict[str, Any]) -> None:
@@ -165,7 +168,7 @@ def settle(path: Path, asked: dict[str, Any]) -> SweepSettings:
 
 def _left_by_a_planner(name: str) -> bool:
     """Say whether a file may be left by a planner that was killed before it wrote the settings, which make a directory a sweep."""
-    return name in (LOCK_FILE, MANIFEST_FILE, SCRIPT) or name.startswith((f".{MANIFEST_FILE}.", f".{SETTINGS_FILE}."))
+    return name in (LOCK_FILE, MANIFEST_FILE, SCRIPT) or name.startswith((f".{MANIFEST_FILE}.", f".{SETTINGS_FILE}.", TRIAL_PREFIX))
 
 
 def add_runs(path: Path, settings: SweepSettings, runs: Iterable[PlannedRun]) -> tuple[Sweep, list[PlannedRun]]:
