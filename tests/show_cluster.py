@@ -1,4 +1,4 @@
-"""The README's chapter "On a cluster", run line by line on a Slurm of two nodes on this machine: `python -m tests.show_cluster`.
+"""The first chapters of docs/slurm.md, run line by line on a Slurm of two nodes on this machine: `python -m tests.show_cluster`.
 
 Its jobs are small (--updates), its sweep of four prompts, two seeds and two objectives is preempted once on the way; at the end
 it prints where the results page is. It needs root, and installs Slurm if it must.
@@ -15,6 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.guide import lines_of
 from tests.runs import ROOT, environment
 from tests.slurm_cluster import SlurmCluster, why_not
 
@@ -22,16 +23,14 @@ PROMPTS = ["a green duck", "a red car", "a blue mug", "a yellow house"]
 BIN = Path(sys.executable).parent
 
 
-def commands(chapter="## On a cluster"):
-    """Return the lines in the chapter's code blocks as lists of words."""
-    text = (ROOT / "README.md").read_text().split(chapter, 1)[1].split("\n## ", 1)[0]
-    blocks = text.split("```")[1::2]
-    lines = [line for block in blocks for line in block.strip().splitlines()]
-    return [shlex.split(line, comments=True) for line in lines]
+def commands():
+    """Return the lines of the guide's chapters on runs and sweeps as lists of words."""
+    page = ROOT / "docs" / "slurm.md"
+    return [line.words for chapter in ("One run", "Many runs") for line in lines_of(page, chapter)]
 
 
 class Show:
-    """Runs the chapter's lines in a folder.
+    """Runs the chapters' lines in a folder.
 
     Args:
         slurm: a running cluster.
