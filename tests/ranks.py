@@ -82,7 +82,7 @@ class Ranks:
             process.join(seconds)
             if process.exitcode is None:
                 os.kill(process.pid, signal.SIGABRT)  # faulthandler prints where it waits
-                process.join()
+                process.join(10)
         for process in self.processes:
             process.kill()
             process.join()

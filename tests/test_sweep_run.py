@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -149,6 +150,17 @@ def test_a_signal_makes_all_ranks_save_at_once_and_the_run_ends_with_75(tmp_path
     state = only_state(sweep)
     assert (state.state, state.update) == ("stopped", updates_logged(sweep))
     assert "SignalException" not in (sweep.path / "logs" / f"{state.run.id}.log").read_text(), "the launcher got no signal"
+
+
+def test_ranks_that_save_after_their_launcher_was_killed_are_waited_for(tmp_path):
+    sweep = plan(tmp_path / "sweep", overrides=ENDLESS | {"num_particles": 2}, num_processes=2)
+    process = start("run", sweep.path, "--id", sweep.runs[0].id)
+    wait_until(lambda: updates_logged(sweep) >= 2, process)
+    (launcher,) = map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+    os.kill(launcher, signal.SIGKILL)
+    code, output = finish(process)
+    assert (code, "stopped early, saved" in output) == (75, True), output
+    assert (only_state(sweep).state, only_state(sweep).update) == ("stopped", updates_logged(sweep))
 
 
 def test_a_stop_before_the_run_has_begun_is_no_failure(tmp_path):

@@ -3,7 +3,8 @@
 A backend alone does not tell: gloo notices a closed connection but not a rank that hangs, and NCCL waits for its timeout of ten
 minutes and then aborts the process. Here two threads of each rank work beside the main one, which may hang in a collective:
 
-    beating    puts a number that grows into the store and reads those of all ranks; it may hang with the store
+    beating    puts a number that grows into the store and reads those of all ranks; it may hang with the store. Rank 0 reads them
+               and puts them together for the others: if all W read W numbers, 2048 ranks would keep ten stores busy
     watching   counts for how long it has seen no rank's number change; it never touches the store, and ends the process
 
 Clocks of hosts are never compared, and a watcher counts only the time in which it was running itself: after all ranks were
@@ -13,9 +14,9 @@ stopped and go on, nobody is lost. A rank that ends says so in the store, in the
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -34,6 +35,7 @@ VARIABLE = "DIST_VSD_LOST_AFTER_SECONDS"
 BEATS_TO_LOSS = 10
 BEATS_TO_SUSPECT = 3  # where a collective has failed already: there is a loss, only its name is wanted
 GO_ON = "Finished checkpoints are whole: go on with the same command and --resume"
+_ALL = "all"
 _LEFT, _FAILED, _LOST = "left", "failed: ", "lost: "
 
 
@@ -86,8 +88,9 @@ class Silence:
             self.of_store += seconds
             return
         self._reading, self.of_store = reading, 0.0
+        known = seconds if words[0] != self.words[0] else 0.0  # rank 0 puts the words together: with it silent, nothing is known
         for rank, (old, new) in enumerate(zip(self.words, words, strict=True)):
-            self.of_ranks[rank] = 0.0 if new != old or new == _LEFT else self.of_ranks[rank] + seconds
+            self.of_ranks[rank] = 0.0 if new != old else self.of_ranks[rank] + (known if rank else seconds)
         self.words = list(words)
 
     def silent(self, seconds: float) -> list[int]:
@@ -120,8 +123,11 @@ class Heartbeat:
         self._where = f"the store of the ranks at {address.host}:{address.port}"
         self._last_word = ""
         self._is_over = threading.Event()
+        self._ending = threading.Lock()  # taken, and kept, by the thread that says this process's last word
         self._store: dist.Store | None = address.connect(lost_after)
         self._store.set(str(rank), "0")  # before the ranks meet: from then on there is a word of every rank
+        if rank == 0:
+            self._store.set(_ALL, json.dumps(self._silence.words))
         self._threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._watch)]
 
     def begin(self) -> None:
@@ -135,10 +141,13 @@ class Heartbeat:
         Args:
             error: by which it ends, if it does; the others tell it.
         """
+        if not self._ending.acquire(blocking=False):
+            time.sleep(60.0)  # the watcher is ending this process, with the same words
         self._last_word = _last_word(error)
         self._is_over.set()
         if self._threads[0].is_alive():
             self._threads[0].join(self._beat_seconds)  # it may hang with the store
+        self._let_others_read(error is not None)
 
     def name_lost(self) -> str:
         """Say, after a collective failed, which rank is lost; wait for some beats to know it. Empty if all are there."""
@@ -154,18 +163,25 @@ class Heartbeat:
     def _beat(self) -> None:
         """Write and read, until the end; a store that is away is tried again."""
         count = 0
-        keys = [str(rank) for rank in range(len(self._silence.words))]
         while True:
             is_over = self._is_over.wait(self._beat_seconds if count else 0.0)
             count += 1
             try:
                 self._store = self._store or self._address.connect(self._beat_seconds)
                 self._store.set(str(self._rank), self._last_word if is_over else str(count))
-                self._readings = (count, [word.decode(errors="replace") for word in self._store.multi_get(keys)])
+                self._readings = (count, self._read(self._store))
             except RuntimeError:  # torch's errors of a store; the watcher tells how long it lasts
                 self._store = None
             if is_over:
                 return
+
+    def _read(self, store: dist.Store) -> list[str]:
+        """Return the words of all ranks; rank 0 gathers them for the others, so that the store answers W short questions a beat."""
+        if self._rank:
+            return json.loads(store.get(_ALL))
+        words = store.multi_get([str(rank) for rank in range(len(self._silence.words))])
+        store.set(_ALL, json.dumps(told := [word.decode(errors="replace") for word in words]))
+        return told
 
     def _watch(self) -> None:
         last = time.monotonic()
@@ -174,7 +190,7 @@ class Heartbeat:
             self._silence.step(now - last, *self._readings)
             verdict = self._verdict(min(now - last, 2 * self._beat_seconds))
             last = now
-            if verdict and not self._is_over.is_set():
+            if verdict and self._ending.acquire(blocking=False):
                 self._end(verdict)
 
     def _verdict(self, seconds: float) -> str:
@@ -182,8 +198,6 @@ class Heartbeat:
         if lost := self._silent_ranks(self._lost_after):
             return lost
         told = self._word_of_others()
-        if told and any(word.startswith(_LOST) for word in self._silence.words):
-            return told
         # Other ranks' main threads mostly come to the same end by themselves, in the right order: this is for those that hang.
         self._failed_for = self._failed_for + seconds if told else 0.0
         if told and self._failed_for >= self._lost_after / 3:
@@ -243,8 +257,13 @@ class Heartbeat:
         with contextlib.suppress(Exception):  # whatever it is, this process must end
             self.tell_failure(verdict)
         self._threads[0].join(self._beat_seconds)
-        sys.stdout.flush()
+        self._let_others_read(True)
         os._exit(1)
+
+    def _let_others_read(self, is_failure: bool) -> None:
+        """Keep a store that this process serves for two beats: its end would be taken for the reason."""
+        if is_failure and self._rank == 0 and self._address.is_of_rank_0:
+            time.sleep(2 * self._beat_seconds)
 
 
 _current: Heartbeat | None = None
