@@ -100,8 +100,7 @@ def test_an_update_under_a_rectified_flow_pulls_by_velocities_and_teaches_phi_th
     s, eps = draw_t(state.config, shots, 0, process), draw_noise(state.config, "noise", shots, 0, x_0)
     x_t, y = add_noise(x_0, eps, *process.alpha_sigma(s, x_0)), state.prompt.plain[[0] * 6]
     v_phi = score(x_t, s, y.cond, torch.zeros(6, 16))
-    with score.pretrained():
-        uncond, cond = prior.predict(x_t, s, y.uncond), prior.predict(x_t, s, y.cond)
+    uncond, cond = prior.predict(x_t, s, y.uncond), prior.predict(x_t, s, y.cond)
     weight = (s**2 * (1 - s)).view(6, 1, 1, 1)
     expected = weight * (uncond + state.config.guidance_scale * (cond - uncond) - v_phi)
     if not reuse_pass:
