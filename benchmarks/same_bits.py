@@ -141,7 +141,7 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     for file in sorted(checkpoint.rglob("*.safetensors")):
         for name, tensor in load_file(file).items():
             if file.name == "phi.safetensors":
-                found[f"phi/{name.split('.', 1)[1] if 'lora_' in name else name}"] = tensor
+                found[f"phi/{name.rpartition('unet.')[2]}"] = tensor
             elif file.parent.name == "particles" and name.startswith("theta/"):
                 found[f"{file.stem}/{name}"] = tensor
     return found

@@ -32,13 +32,23 @@ class Cameras:
     def __len__(self) -> int:
         return self.c2w.shape[0]
 
-    def __getitem__(self, index: slice) -> Cameras:
-        """Return the cameras of a slice, as a batch."""
+    def __getitem__(self, index: slice | list[int]) -> Cameras:
+        """Return the cameras of an index, as a batch."""
         return Cameras(self.c2w[index], self.fov[index], self.azimuth_deg[index], self.elevation_deg[index])
 
     def to(self, device: torch.device | str, dtype: torch.dtype = torch.float32) -> Cameras:
         """Return the same cameras on a device."""
         return Cameras(*(getattr(self, f.name).to(device, dtype) for f in dataclasses.fields(self)))
+
+    def dropped(self) -> Cameras:
+        """Return zeros instead, which say to a prior that knows cameras that there is none."""
+        return Cameras(*(torch.zeros_like(getattr(self, f.name)) for f in dataclasses.fields(self)))
+
+    @staticmethod
+    def none(count: int, device: torch.device | str = "cpu") -> Cameras:
+        """Return ``count`` of the zeros of ``dropped``."""
+        nothing = torch.zeros(count, device=device)
+        return Cameras(torch.zeros(count, 4, 4, device=device), nothing, nothing, nothing)
 
     @staticmethod
     def cat(batches: list[Cameras]) -> Cameras:

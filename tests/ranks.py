@@ -7,6 +7,7 @@ shown by test_launch.py, test_distributed.py and test_rank_death.py, which start
 import faulthandler
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import tempfile
@@ -46,13 +47,14 @@ class Ranks:
         num_ranks: one is a process without a launcher's variables.
         config: of launch_configs/.
         fault: a fault of tests/faults.py and the rank that it strikes.
+        extension: "module:function" that every rank calls first, such as one that adds a row to a table.
 
     Attributes:
         processes: of the ranks.
         store: the launcher's, served by this process; None for one rank.
     """
 
-    def __init__(self, arguments, num_ranks=1, config="cpu", fault=()):
+    def __init__(self, arguments, num_ranks=1, config="cpu", fault=(), extension=""):
         shared, self.store = environment(), None
         if num_ranks > 1:
             # Served from here, as torchrun's agent does: a port looked up for rank 0 could be another's by the time it binds it.
@@ -63,7 +65,10 @@ class Ranks:
         own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {} for rank in range(num_ranks)]
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(num_ranks)]
-        words = [(["train", *arguments], fault, shared | variables, str(file)) for variables, file in zip(own, self._outputs, strict=True)]
+        words = [
+            (["train", *arguments], fault, extension, shared | variables, str(file))
+            for variables, file in zip(own, self._outputs, strict=True)
+        ]
         self.processes = [SERVER.Process(target=_rank, args=arguments_of_rank) for arguments_of_rank in words]
         for process in self.processes:
             process.start()
@@ -91,21 +96,21 @@ class Ranks:
         return [process.exitcode for process in self.processes], text
 
 
-def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), seconds=300):
+def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), extension="", seconds=300):
     """Run `dist-vsd train` on forked ranks to its end; see ``Ranks``.
 
     Args:
-        arguments, num_ranks, config, fault: as there.
+        arguments, num_ranks, config, fault, extension: as there.
         seconds: after which the ranks are killed.
 
     Returns:
         The greatest exit code, and what all ranks printed.
     """
-    codes, text = Ranks(arguments, num_ranks, config, fault).finish(seconds)
+    codes, text = Ranks(arguments, num_ranks, config, fault, extension).finish(seconds)
     return max(map(abs, codes)), text
 
 
-def _rank(arguments, fault, variables, output):
+def _rank(arguments, fault, extension, variables, output):
     """Be a rank: its variables, its output, its exit code."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -117,6 +122,8 @@ def _rank(arguments, fault, variables, output):
     from tests.faults import FAULTS
 
     try:
+        if extension:
+            pkgutil.resolve_name(extension)()
         if fault:
             FAULTS[fault[0]](os.environ.get("RANK", "0") == fault[1])
         code = main(arguments)

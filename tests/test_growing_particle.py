@@ -1,6 +1,7 @@
 """A particle that grows: it splits in two at a given update, through Adam, checkpoints, resume and the ranks that share it."""
 
 import dataclasses
+import shutil
 
 import pytest
 import torch
@@ -14,8 +15,20 @@ from dist_vsd.particles.representations import REPRESENTATIONS
 from dist_vsd.runs.checkpoint import newest_valid, restore, save
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
+from tests.ranks import run_ranks
+from tests.runs import checkpoint
+from tests.test_ranks import different
 
 SPLITS_AT = 2
+ROW = dataclasses.replace(REPRESENTATIONS["image"], made_by="tests.test_growing_particle:Cloud")
+WORDS = ["a red car", "--preset", "image", "--objective", "sds", "--num-particles", "1", "--num-views", "4", "--num-updates", "5"]
+WORDS += ["--render-size", "8", "--deterministic", "--check-every", "1", "--checkpoint-every", "1", "--keep-checkpoints", "9"]
+WORDS += ["--log-every", "1", "--no-turntables"]
+
+
+def install():
+    """Let pictures be clouds; called on every rank."""
+    REPRESENTATIONS["image"] = ROW
 
 
 class Cloud(Particle):
@@ -59,8 +72,7 @@ class Cloud(Particle):
 @pytest.fixture
 def config(monkeypatch):
     """A configuration whose pictures are clouds."""
-    row = dataclasses.replace(REPRESENTATIONS["image"], made_by="tests.test_growing_particle:Cloud")
-    monkeypatch.setitem(REPRESENTATIONS, "image", row)
+    monkeypatch.setitem(REPRESENTATIONS, "image", ROW)
     settings = {"prompt": "a red car", "num_particles": 1, "num_updates": 5, "render_size": 8, "micro_batch_size": 1}
     return merge(load_preset("image"), settings | {"objective": "sds", "deterministic": True}, "test")
 
@@ -106,3 +118,25 @@ def test_a_particle_of_another_size_can_be_put_back_to_its_start(config):
     start = build_state(config, Layout.of(1, num_views=2), torch.device("cpu")).particles[0].tensors()
     grown.restore(start)
     assert same(start, grown.tensors())
+
+
+def on_ranks(folder, num_ranks, words=WORDS):
+    code, output = run_ranks([*words, "--run-dir", str(folder)], num_ranks=num_ranks, extension="tests.test_growing_particle:install")
+    assert code == 0, output
+    return folder
+
+
+def test_ranks_that_share_a_particle_grow_it_alike_and_as_one_rank_does(tmp_path):
+    """What decides is the sum over all renders; --check-every 1 compares the ranks' particles after every update."""
+    one, two = on_ranks(tmp_path / "one", 1), on_ranks(tmp_path / "two", 2)
+    assert checkpoint(one, 5)["particles/0000.safetensors:theta/points"].shape == (4, 3)
+    assert different(checkpoint(one, 5), checkpoint(two, 5)) == []
+
+
+@pytest.mark.parametrize("saved", [2, 4], ids=["before it grew", "after it grew"])
+def test_it_resumes_to_the_bit_on_ranks_that_share_it_and_moves_from_one_rank_to_two(tmp_path, saved):
+    whole = checkpoint(on_ranks(tmp_path / "one", 1), 5)
+    for update_ in range(saved + 1, 6):
+        shutil.rmtree(tmp_path / "one" / "checkpoints" / f"update_{update_:08d}")
+    moved = on_ranks(tmp_path / "one", 2, ["--resume"])
+    assert different(whole, checkpoint(moved, 5)) == []

@@ -41,7 +41,7 @@ class Echo:
 
     process = VariancePreserving(torch.tensor([0.9, 0.5, 0.1]).double())
 
-    def predict(self, x_t, t, y):
+    def predict(self, x_t, t, y, cameras=None):
         return y.tokens[:, 0, :1] * torch.ones_like(x_t)
 
 

@@ -10,8 +10,9 @@ from dist_vsd.diffusion.process import VariancePreserving, eps_from_v
 from dist_vsd.objectives.vsd import eps_of_particles
 from dist_vsd.priors.embedded.networks import TEXT_WIDTH, build_scheduler, build_unet
 from dist_vsd.priors.prior import Text
+from dist_vsd.priors.stable_diffusion import DenoisingUnet
 from dist_vsd.score.camera_embedding import CameraEmbedding, pose_of
-from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.score.lora_score import LoraScore
 from dist_vsd.score.score_config import ScoreConfig
 
 VP = VariancePreserving.from_scheduler_config(build_scheduler().config)
@@ -30,7 +31,7 @@ def original():
 
 
 def make(original, process=VP, rank=4, seed=0):
-    return LoraScore(copy.deepcopy(original), process, ScoreConfig(rank=rank), generator(seed))
+    return LoraScore(DenoisingUnet(copy.deepcopy(original), process), ScoreConfig(rank=rank), generator(seed))
 
 
 def inputs(count=2):
@@ -60,7 +61,7 @@ def test_before_training_eps_phi_is_eps_pretrain_to_the_bit_from_any_camera(orig
 def test_a_trained_phi_leaves_the_pretrained_model_untouched_to_the_bit(original):
     score, (x_t, t, y, pose) = perturb(make(original)), inputs()
     before = predict(score, x_t, t, y, pose)
-    assert torch.equal(predict(score.unet, x_t, t, y), predict(original, x_t, t, y))
+    assert torch.equal(predict(score.network.unet, x_t, t, y), predict(original, x_t, t, y))
     assert float((before - predict(original, x_t, t, y)).abs().mean()) > 1e-2
     assert torch.equal(predict(score, x_t, t, y, pose), before)
 
@@ -70,7 +71,7 @@ def test_the_prior_is_asked_as_the_pretrained_model_also_after_an_error_inside_e
     before = predict(score, x_t, t, y, pose)
     with pytest.raises(RuntimeError):
         score(x_t[:, :3], t, y, pose)  # a channel too few, found inside the UNet
-    assert torch.equal(predict(score.unet, x_t, t, y), predict(original, x_t, t, y))
+    assert torch.equal(predict(score.network.unet, x_t, t, y), predict(original, x_t, t, y))
     assert torch.equal(predict(score, x_t, t, y, pose), before)
     assert all(p.requires_grad for p in score.phi().values())
 
@@ -110,7 +111,7 @@ def test_phi_moves_and_the_unets_own_weights_do_not_in_an_optimiser_step(origina
     score(*sample).square().sum().backward()
     optimizer.step()
     assert not torch.equal(predict(score, *sample), predict(original, *sample[:3]))
-    assert torch.equal(predict(score.unet, *sample[:3]), predict(original, *sample[:3]))
+    assert torch.equal(predict(score.network.unet, *sample[:3]), predict(original, *sample[:3]))
 
 
 @pytest.mark.parametrize("rank", [1, 4, 16])

@@ -66,7 +66,7 @@ class Posed:
 
     process = VariancePreserving(torch.tensor([0.5]).double())
 
-    def __call__(self, x_t, t, y, pose):
+    def __call__(self, x_t, t, y, pose, cameras=None):
         return pose[:, :1] * torch.ones_like(x_t)
 
 

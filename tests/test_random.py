@@ -9,7 +9,7 @@ import torch
 
 from dist_vsd.distributed.random import Purpose, check_layout, keyed_generator, lent_to_global, next_64_bits
 
-KEY = {"seed": 3, "purpose": "noise", "particle": 4, "view": 5, "update": 6, "step": 7}
+KEY = {"seed": 3, "purpose": "noise", "particle": 4, "shot": 5, "update": 6, "step": 7}
 
 
 def numbers(**changes):
@@ -20,7 +20,7 @@ def test_the_same_key_gives_the_same_numbers():
     assert torch.equal(numbers(), numbers())
 
 
-@pytest.mark.parametrize("field", ["seed", "particle", "view", "update", "step"])
+@pytest.mark.parametrize("field", ["seed", "particle", "shot", "update", "step"])
 def test_a_change_of_any_number_of_the_key_changes_the_numbers(field):
     assert not torch.equal(numbers(), numbers(**{field: KEY[field] + 1}))
 
@@ -31,7 +31,7 @@ def test_every_purpose_has_numbers_of_its_own():
 
 
 def test_digits_never_run_together_between_the_fields():
-    assert not torch.equal(numbers(particle=1, view=12), numbers(particle=11, view=2))
+    assert not torch.equal(numbers(particle=1, shot=12), numbers(particle=11, shot=2))
     assert not torch.equal(numbers(update=1, step=10), numbers(update=11, step=0))
 
 
@@ -74,7 +74,7 @@ def words_of(key):
 
 
 def test_the_generator_is_mt19937_with_all_of_its_state_from_the_key():
-    drawn = torch.rand(2000, generator=keyed_generator(3, "noise", particle=4, view=5, update=6, step=7))
+    drawn = torch.rand(2000, generator=keyed_generator(3, "noise", particle=4, shot=5, update=6, step=7))
     # torch's uniform fp32 is the lowest 24 bits of an output, / 2^24; 2,000 of them go through three twists of the state.
     expected = (words_of(b"3/noise/4/5/6/7") & 0xFFFFFF).astype(np.float32) / 2**24
     assert torch.equal(drawn, torch.from_numpy(expected))

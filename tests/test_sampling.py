@@ -31,7 +31,7 @@ class GaussianPrior:
     def __init__(self, config=STABLE_DIFFUSION, process=None):
         self.process = process or VariancePreserving.from_scheduler_config(config)
 
-    def predict(self, x_t, t, y):
+    def predict(self, x_t, t, y, cameras=None):
         alpha_t, sigma_t = self.process.alpha_sigma(t, x_t)
         normalised = (x_t - alpha_t * self.mean) / (alpha_t**2 * self.std**2 + sigma_t**2)
         return self.process.target(self.mean + alpha_t * self.std**2 * normalised, sigma_t * normalised, t)
@@ -169,7 +169,7 @@ def test_guidance_of_what_is_predicted_is_guidance_of_eps():
 
         process = prior.process
 
-        def predict(self, x_t, t, y):
+        def predict(self, x_t, t, y, cameras=None):
             sign = 1 - 2 * y.tokens[:, 0]
             return sign * prior.predict(sign * x_t, t)
 

@@ -12,7 +12,7 @@ from dist_vsd.priors.embedded.captions import MAX_TOKENS
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER, find_pipeline
 from dist_vsd.priors.prior import Text, TextEmbeddings, eps_pretrain
 from dist_vsd.priors.prompts import check_prompts
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior, load_unet
+from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 from tests.tiny_pipelines import ARCHITECTURES, IMAGE_SIZES, LATENT_SIZE, WIDTH, WIDTH_2, build_pipeline
 
 IMAGE_SIZE = IMAGE_SIZES["sd2_v"]
@@ -234,17 +234,18 @@ def test_sizes_are_those_of_the_architecture(folders, architecture):
 
 def test_a_unet_of_another_checkpoint_fits_if_it_shares_latents_texts_and_noise_levels(folders, tmp_path):
     teacher = StableDiffusionPrior.load(str(folders / "sd2"))
-    unet, process = load_unet(str(folders / "sd2_v"), teacher)
+    network = teacher.network_of(str(folders / "sd2_v"))
+    unet, process = network.unet, network.process
     assert (teacher.process.prediction_type, process.prediction_type) == ("epsilon", "v_prediction")
     assert not torch.equal(unet.conv_in.weight, teacher.unet.conv_in.weight)
     assert not any(parameter.requires_grad for parameter in unet.parameters())
     with pytest.raises(ValueError, match=r"does not fit the teacher: its cross_attention_dim is 40, the teacher's 16; choose one"):
-        load_unet(str(folders / "sdxl"), teacher)
+        teacher.network_of(str(folders / "sdxl"))
     other = shutil.copytree(folders / "sd2_v", tmp_path / "other")
     file = other / "scheduler" / "scheduler_config.json"
     file.write_text(file.read_text().replace('"beta_end": 0.012', '"beta_end": 0.02'))
     with pytest.raises(ValueError, match=r"does not fit the teacher: its noise schedule \(alphas_cumprod\) is another"):
-        load_unet(str(other), teacher)
+        teacher.network_of(str(other))
 
 
 @pytest.mark.parametrize("architecture", ["sd1", "sdxl"])

@@ -116,7 +116,7 @@ def reference_eps_phi(unet, phi, x_t, t, y, c2w):
     weights = dict(unet.named_parameters())
     for name, down in phi.items():
         if "lora_A" in name:
-            layer = name.removeprefix("unet.").removesuffix(".lora_A.phi.weight")
+            layer = name.removeprefix("network.unet.").removesuffix(".lora_A.phi.weight")
             weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + phi[name.replace("lora_A", "lora_B")] @ down
     hidden = torch.nn.functional.silu(phi["camera_embedding.first.weight"] @ c2w.reshape(16) + phi["camera_embedding.first.bias"])
     offset = phi["camera_embedding.last.weight"] @ hidden + phi["camera_embedding.last.bias"]

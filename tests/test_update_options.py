@@ -196,7 +196,7 @@ def test_a_tracked_origin_follows_the_centre_of_mass_and_the_cameras_follow_it()
 
 def test_phi_on_another_checkpoint_than_the_teacher_leaves_the_teachers_unet_alone():
     state = state_of(score={"prior": "embedded"})
-    assert state.phi.score.unet is not state.prior.unet
+    assert state.phi.score.network is not state.prior.network
     assert not any("lora" in name for name, _ in state.prior.unet.named_parameters())
     shared = state_of()
     for one in (state, shared):

@@ -21,7 +21,7 @@ def print_estimate(config: RunConfig, layout: Layout, process: Process) -> int:
     Nothing is written to disk. The updates that are timed are thrown away with the process.
     """
     state = build_state(config, layout, process.device, process.accelerator)
-    prior_bytes = sum(p.numel() * p.element_size() for net in (state.prior.unet, state.prior.vae) for p in net.parameters())
+    prior_bytes = state.prior.num_bytes
     theta_numbers = sum(p.numel() for p in state.particles[0].theta.parameters())
     phi_numbers = sum(p.numel() for p in phi_tensors(state).values())
     seconds = []

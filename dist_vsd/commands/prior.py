@@ -105,9 +105,9 @@ def run_sample(arguments: list[str]) -> int:
 
     from dist_vsd.image_files import enlarge, tile, write_png
     from dist_vsd.priors.sampling import sample_images
-    from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+    from dist_vsd.priors.table import load_prior
 
-    prior = StableDiffusionPrior.load(parsed.prior, "cuda" if torch.cuda.is_available() else "cpu")
+    prior = load_prior(parsed.prior, "cuda" if torch.cuda.is_available() else "cpu")
     seeds = range(parsed.seed, parsed.seed + parsed.num_samples)
     prompts = [parsed.prompt] * parsed.num_samples
     images = sample_images(prior, prompts, parsed.num_steps, parsed.guidance_scale, seeds, parsed.sampler)

@@ -16,8 +16,7 @@ import tyro
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml, to_mapping
-from dist_vsd.priors.pipeline_folder import find_pipeline
-from dist_vsd.priors.prompts import check_prompts
+from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
 
@@ -84,7 +83,8 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.state import build_state
 
-    layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards)
+    views_per_shot = prior_row(config.prior).views_per_shot
+    layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards, views_per_shot)
     config = dataclasses.replace(config, precision=process.precision, num_views=layout.num_views)
     check_start(config, process)
     if parsed.dry_run:
@@ -186,12 +186,13 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
         from dist_vsd.training.start import open_start
 
         open_start(config, config.start_from)
-    folder = find_pipeline(config.prior)
-    check_prompts([*config.texts, config.negative_prompt], folder)
-    if config.score.prior and config.objective_row.needs_phi:
-        from dist_vsd.priors.stable_diffusion import check_unet_fits
-
-        check_unet_fits(find_pipeline(config.score.prior), folder)
+    row = prior_row(config.prior)
+    row.check(config.prior, [*config.texts, config.negative_prompt], config.score.prior if config.objective_row.needs_phi else "")
+    if row.views_per_shot > 1 and config.is_flat:
+        raise ValueError(
+            f"the prior scores {row.views_per_shot} views of an object together, representation {config.representation} has one: use "
+            "--representation radiance_field, or another --prior"
+        )
     if config.objective == "clip" and config.clip.model and not Path(config.clip.model).is_dir():
         raise ValueError(f"clip.model {config.clip.model!r} is not a folder: give --clip.model the folder of a CLIPModel, or leave it out")
     return parsed, config, directory

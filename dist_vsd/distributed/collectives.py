@@ -140,7 +140,7 @@ class Collectives:
         Every row travels by itself, so this sends as many messages as there are rows: for the deterministic mode.
 
         Args:
-            rows: of this rank, by (particle, view): tensors shaped like ``like`` in every row; may be empty.
+            rows: of this rank, by (particle, shot): tensors shaped like ``like`` in every row; may be empty.
             order: of all rows of the group.
             over: "ranks", or "views" for the ranks that share a particle.
             like: tensors of a row's shapes, on this rank's device.

@@ -46,15 +46,15 @@ Purpose = Literal[
 
 
 def keyed_generator(
-    seed: int, purpose: Purpose, *, particle: int = 0, view: int = 0, update: int = 0, step: int = 0
+    seed: int, purpose: Purpose, *, particle: int = 0, shot: int = 0, update: int = 0, step: int = 0
 ) -> torch.Generator:
-    """Return a CPU generator for one purpose of one view of one particle at one update.
+    """Return a CPU generator for one purpose of one shot of one particle at one update.
 
     Args:
         seed: of the run.
         purpose: what the numbers are for.
         particle: id of the particle, counted over the whole run.
-        view: index of the particle's view within the update.
+        shot: number of the particle's shot within the update.
         update: index of the update, from 0.
         step: index of phi's step within the update.
 
@@ -64,7 +64,7 @@ def keyed_generator(
     Raises:
         RuntimeError: this torch lays its generator's state out in another way.
     """
-    key = f"{seed}/{purpose}/{particle}/{view}/{update}/{step}".encode()
+    key = f"{seed}/{purpose}/{particle}/{shot}/{update}/{step}".encode()
     stream = hashlib.shake_256(key).digest(8 + 4 * _NUM_WORDS)
     state = _fresh_state().clone()
     content = state.numpy()

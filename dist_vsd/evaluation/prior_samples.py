@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_vsd.priors.sampling import sample_images
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.priors.table import load_prior
 
 SAMPLES_AT_ONCE = 32
 
@@ -26,7 +26,7 @@ class PriorSamples:
 
     def __init__(self, num_samples: int = 64, guidance_scale: float = 7.5, num_steps: int = 20, device: torch.device | str = "cpu") -> None:
         self.num_samples, self.guidance_scale, self.num_steps, self.device = num_samples, guidance_scale, num_steps, device
-        self._prior = functools.lru_cache(maxsize=1)(lambda name: StableDiffusionPrior.load(name, device))
+        self._prior = functools.lru_cache(maxsize=1)(lambda name: load_prior(name, device))
         self._drawn = functools.lru_cache(maxsize=4)(self._draw)
 
     def of(self, prior: str, prompt: str, view_words: Sequence[str]) -> Tensor:

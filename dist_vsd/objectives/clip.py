@@ -42,7 +42,9 @@ class DreamFields:
     def cotangents(self, batch: Batch) -> Cotangents:
         """See Objective; the one root is the loss, summed over the renders."""
         foreground, opacity = (torch.cat([getattr(render, name) for render in batch.renders]) for name in ("foreground", "opacity"))
-        loss = clip_loss(self._scorer, self._text, foreground, opacity, self._config, batch.generators)
+        # A shot's generator goes on from view to view.
+        generators = [g for g, render in zip(batch.generators, batch.renders, strict=True) for _ in render.image]
+        loss = clip_loss(self._scorer, self._text, foreground, opacity, self._config, generators)
         figures = {"clip/crop_similarity": -loss.detach().mean()}
         if not self._is_flat:
             cameras = batch.cameras

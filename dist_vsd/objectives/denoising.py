@@ -32,7 +32,7 @@ class Denoising:
         assert noised is not None
 
         def predict(x_t: Tensor) -> Tensor:
-            return eps_pretrain(self._prior, x_t, noised.t, noised.y_c, self._guidance_scale)
+            return eps_pretrain(self._prior, x_t, noised.t, noised.y_c, self._guidance_scale, noised.cameras)
 
         gradient = denoising_gradient(predict, noised.x_0, noised.eps, noised.alpha_t, noised.sigma_t, noised.w_t)
         return of_scores(noised, gradient)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class Noised:
     """Encoded renders at a noise level, x_t = alpha_t x_0 + sigma_t eps, and what they are of.
 
+    Rows are views, the V of a shot next to each other; they share t.
+
     Attributes:
         x_0: (B, ...) encoded renders, with theta's graph.
         x_t: (B, ...) noised, detached.
@@ -31,6 +33,7 @@ class Noised:
         y_c: B texts with view words, of which eps_pretrain is asked.
         y: B texts without, of which eps_phi is asked.
         pose: (B, P), as phi is told it.
+        cameras: B, from which the renders are seen, for a prior that knows cameras.
         eps_phi: (B, ...) where phi's training pass at this very x_t has given it already; else None, and who needs it asks phi.
     """
 
@@ -44,18 +47,19 @@ class Noised:
     y_c: TextEmbeddings
     y: Text
     pose: Tensor
+    cameras: Cameras
     eps_phi: Tensor | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """A micro-batch of B renders as an objective is given it.
+    """A micro-batch of shots, of B views in all, as an objective is given it.
 
     Attributes:
-        renders: B of one view each, with theta's graph.
+        renders: one a shot, of its V views, with theta's graph.
         cameras: B, from which they are seen.
         progress: of the run, in [0, 1).
-        generators: one a render, for the objective's own draws, on the CPU.
+        generators: one a shot, for the objective's own draws, on the CPU.
         noised: for an objective that asks a diffusion model; else None.
     """
 

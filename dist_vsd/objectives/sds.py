@@ -28,7 +28,7 @@ class Sds:
         """See Objective."""
         noised = batch.noised
         assert noised is not None
-        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale)
+        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale, noised.cameras)
         return of_scores(noised, sds_gradient(eps_prior, noised.eps, noised.w_t))
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.guidance import classifier_free_guidance
 from dist_vsd.objectives.objective import Batch, Cotangents, of_scores
 from dist_vsd.priors.prior import Prior, Text, eps_pretrain
@@ -31,10 +32,11 @@ class Vsd:
         """See Objective."""
         noised = batch.noised
         assert noised is not None
-        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale)
+        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale, noised.cameras)
         eps_phi = noised.eps_phi
         if eps_phi is None:
-            eps_phi = eps_of_particles(self._score, noised.x_t, noised.t, noised.y, noised.pose, self._entropy_weight)
+            given = (noised.x_t, noised.t, noised.y, noised.pose)
+            eps_phi = eps_of_particles(self._score, *given, self._entropy_weight, noised.cameras)
         return of_scores(noised, vsd_gradient(eps_prior, eps_phi, noised.w_t), has_phi=True)
 
 
@@ -53,7 +55,9 @@ def vsd_gradient(eps_pretrain: Tensor, eps_phi: Tensor, w_t: Tensor) -> Tensor:
     return w_t * (eps_pretrain - eps_phi)
 
 
-def eps_of_particles(score: Score, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, entropy_weight: float) -> Tensor:
+def eps_of_particles(
+    score: Score, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, entropy_weight: float, cameras: Cameras | None = None
+) -> Tensor:
     """Return eps_phi(x_t; c, y), or its mixture with eps_phi(x_t; y), which sees no camera (entropic score distillation).
 
     (1 - lambda) eps_phi(x_t; c, y) + lambda eps_phi(x_t; y): guidance on phi's camera with a scale of 1 - lambda (Wang et al. 2024,
@@ -67,10 +71,13 @@ def eps_of_particles(score: Score, x_t: Tensor, t: Tensor, y: Text, pose: Tensor
         y: B texts without view words.
         pose: (B, P); zeros stand for none.
         entropy_weight: lambda in [0, 1]; 0 asks once.
+        cameras: B, for a network that knows cameras itself.
     """
     if entropy_weight == 0:
-        return score.process.eps(score(x_t, t, y, pose), x_t, t)
-    both = score(torch.cat([x_t, x_t]), torch.cat([t, t]), Text.cat([y, y]), torch.cat([pose, torch.zeros_like(pose)]))
+        return score.process.eps(score(x_t, t, y, pose, cameras), x_t, t)
+    poses = torch.cat([pose, torch.zeros_like(pose)])
+    twice = None if cameras is None else Cameras.cat([cameras, cameras])
+    both = score(torch.cat([x_t, x_t]), torch.cat([t, t]), Text.cat([y, y]), poses, twice)
     posed, unposed = both.chunk(2)
     return score.process.eps(classifier_free_guidance(unposed, posed, 1.0 - entropy_weight), x_t, t)
 

@@ -89,8 +89,8 @@ class Particle(nn.Module):
     def statistics(self) -> list[Tensor]:
         """Buffers that a backward pass adds to, such as the gradients that tell where to grow.
 
-        They are zero before the renders of an update, and are summed over all renders of the particle, on all ranks that share it,
-        before ``count``.
+        They are zero before the renders of an update and after its step; ``count`` is given their sums over all renders of the
+        particle, on all ranks that share it.
         """
         return []
 

@@ -12,6 +12,7 @@ import math
 import torch
 from torch import Tensor
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import Process, eps_from_score
 from dist_vsd.priors.prior import Text, TextEmbeddings
 
@@ -64,7 +65,9 @@ def _along(vectors: Tensor, axes: Tensor | None) -> Tensor:
 
 
 class GaussianMixturePrior:
-    """A prior in D dimensions with exact scores. It has no text: predict ignores ``y``, and there is no unconditional branch to guide from.
+    """A prior in D dimensions with exact scores.
+
+    It has no text and no network: predict ignores ``y`` and cameras, and there is no unconditional branch to guide from.
 
     Args:
         means: (K, D); everything is computed in its dtype.
@@ -76,7 +79,7 @@ class GaussianMixturePrior:
         ValueError: shapes that don't match, weights that don't sum to 1, covariances that are not symmetric and positive definite.
     """
 
-    image_size = 0
+    image_size, views_per_shot = 0, 1
 
     def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor, process: Process) -> None:
         _check_shapes(means, covariances, weights)
@@ -120,7 +123,7 @@ class GaussianMixturePrior:
         """Return the samples themselves."""
         return x_0
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Text | None = None) -> Tensor:
+    def predict(self, x_t: Tensor, t: Tensor, y: Text | None = None, cameras: Cameras | None = None) -> Tensor:
         """Return what a perfect network of the process predicts for (B, D) points at (B,) times; the gradient flows to x_t.
 
         That is the expectation, given x_t, of what it is trained to predict; of a rectified flow the velocity E[eps - x_0 | x_t].

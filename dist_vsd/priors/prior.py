@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.guidance import classifier_free_guidance, perp_neg
 from dist_vsd.diffusion.process import Process
 
@@ -75,20 +76,46 @@ class TextEmbeddings:
         return TextEmbeddings(self.cond[index], uncond, tuple(text[index] for text in self.negatives), weights)
 
 
-class Prior(Protocol):
-    """A frozen text-to-image diffusion model p_t(x_t | y).
+class Network(Protocol):
+    """The network of a prior, an nn.Module, as eps_phi adapts it: what it predicts, and where phi comes in.
 
     Attributes:
-        process: how x_0 is noised, and what the network predicts.
-        image_size: height and width of the images that encode() wants, pixels; renders of another size are resized.
-        latent_shape: of one x_0.
-        device: where it computes.
+        process: what it predicts.
+        adapted: names (or their ends) of the linear layers beside which LoRA stands.
+        time_embedding: the module whose (B, time_width) output conditions every layer on t, to which phi adds its camera's.
+        time_width: of that.
     """
 
     process: Process
+    adapted: tuple[str, ...]
+    time_embedding: nn.Module
+    time_width: int
+
+    def __call__(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
+        """See Prior.predict."""
+        ...
+
+
+class Prior(Protocol):
+    """A frozen text-to-image diffusion model p_t(x_t | y): all that the rest of the program asks of one.
+
+    Attributes:
+        process: how x_0 is noised, and what the network predicts.
+        network: for eps_phi to adapt; switched off unless phi is asked, so that the prior stays the pretrained model.
+        views_per_shot: V. Samples are V views of one particle each, in neighbouring rows: B is a multiple of V wherever it is asked.
+        image_size: height and width of the images that encode() wants, pixels; renders of another size are resized.
+        latent_shape: of one view's x_0.
+        device: where it computes.
+        num_bytes: that its networks hold on the device.
+    """
+
+    process: Process
+    network: Network
+    views_per_shot: int
     image_size: int
     latent_shape: tuple[int, ...]
     device: torch.device
+    num_bytes: int
 
     def encode(self, image: Tensor) -> Tensor:
         """Map (B, 3, H, W) images in [0, 1] to x_0; the gradient flows to the image."""
@@ -98,18 +125,29 @@ class Prior(Protocol):
         """Map x_0 to (B, 3, H, W) images in [0, 1]."""
         ...
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
+    def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
+        """Embed B prompts, each with the negative (or empty) one; ValueError for a text that the prior can't read."""
+        ...
+
+    def predict(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
         """Return what the network predicts of x_t, which ``process.eps`` turns into eps; the gradient flows to x_t.
 
         Args:
             x_t: (B, ...) noised samples.
-            t: (B,) times of the process.
+            t: (B,) times of the process, the same in the V rows of a shot.
             y: B texts.
+            cameras: B, from which they are seen, for a prior that knows cameras; zeros (``Cameras.none``), or None, say nothing.
         """
         ...
 
+    def network_of(self, name: str) -> Network:
+        """Load another checkpoint's network, for a phi that sits on it; ValueError if it does not fit this prior."""
+        ...
 
-def eps_pretrain(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float) -> Tensor:
+
+def eps_pretrain(
+    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float, cameras: Cameras | None = None
+) -> Tensor:
     """Predict the noise with guidance: guided_prediction() as eps.
 
     Guidance acts on what the network predicts, and eps is an affine function of that, so that it is the same as guided eps.
@@ -117,13 +155,16 @@ def eps_pretrain(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidan
     Args, Returns, Raises:
         As of guided_prediction().
     """
-    return prior.process.eps(guided_prediction(prior, x_t, t, y, guidance_scale), x_t, t)
+    return prior.process.eps(guided_prediction(prior, x_t, t, y, guidance_scale, cameras), x_t, t)
 
 
-def guided_prediction(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float) -> Tensor:
+def guided_prediction(
+    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float, cameras: Cameras | None = None
+) -> Tensor:
     """Ask the prior with guidance, in one batched call of the network.
 
-    Classifier-free guidance (Ho and Salimans 2022), and Perp-Neg (Armandpour et al. 2023) where ``y`` has negatives.
+    Classifier-free guidance (Ho and Salimans 2022), and Perp-Neg (Armandpour et al. 2023) where ``y`` has negatives. The unconditional
+    branch is told neither text nor camera, so that guidance is towards both.
 
     Args:
         prior: the frozen model.
@@ -131,6 +172,7 @@ def guided_prediction(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, g
         t: (B,) times of the process.
         y: embeddings of B prompts.
         guidance_scale: s; at 1 and without negatives the unconditional branch is not evaluated.
+        cameras: B, from which the samples are seen; see Prior.predict.
 
     Returns:
         Like x_t; the gradient flows to x_t unless it is switched off around the call.
@@ -139,14 +181,17 @@ def guided_prediction(prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, g
         ValueError: s is not 1 and ``y`` has no unconditional text.
     """
     if guidance_scale == 1.0 and not y.negatives:
-        return prior.predict(x_t, t, y.cond)
+        return prior.predict(x_t, t, y.cond, cameras)
     if y.uncond is None:
         raise ValueError(
             f"guidance_scale {guidance_scale:g} needs the embedding of a negative (or empty) prompt, this prior has none: use 1"
         )
     texts = [y.uncond, y.cond, *y.negatives]
     count = len(texts)
-    uncond, cond, *negatives = prior.predict(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts)).chunk(count)
+    known = None
+    if cameras is not None:
+        known = Cameras.cat([cameras.dropped(), *[cameras] * (count - 1)])
+    uncond, cond, *negatives = prior.predict(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts), known).chunk(count)
     if y.negative_weights is None:
         return classifier_free_guidance(uncond, cond, guidance_scale)
     return perp_neg(uncond, cond, negatives, y.negative_weights, guidance_scale)

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from dist_vsd.diffusion.process import Process, VariancePreserving, shifted
 from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain, guided_prediction
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
 
 def check_sampler(process: Process, num_steps: int, sampler: str) -> str:
@@ -109,7 +108,7 @@ def _euler(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guida
 
 @torch.no_grad()
 def sample_images(
-    prior: StableDiffusionPrior,
+    prior: Prior,
     prompts: list[str],
     num_steps: int,
     guidance_scale: float,

@@ -6,6 +6,7 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.networks import load_network
 from dist_vsd.priors.pipeline_files import read_json
@@ -17,11 +18,52 @@ from dist_vsd.priors.text_encoder import embed_texts
 SHARED_BY_UNETS = ("in_channels", "cross_attention_dim", "addition_embed_type", "projection_class_embeddings_input_dim")
 
 
+class DenoisingUnet(nn.Module):
+    """A Stable Diffusion's UNet as a Network (see priors/prior.py).
+
+    Args:
+        unet: of diffusers.
+        process: what it predicts.
+    """
+
+    adapted = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of every attention
+
+    def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving) -> None:
+        super().__init__()
+        self.unet, self.process = unet, process
+
+    @property
+    def time_embedding(self) -> nn.Module:
+        """See Network."""
+        return self.unet.time_embedding
+
+    @property
+    def time_width(self) -> int:
+        """See Network."""
+        return self.unet.time_embedding.linear_2.out_features
+
+    def forward(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
+        """Predict eps or v of (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype. It knows no cameras.
+
+        XL's also wants the pooled text and its micro-conditioning (Podell et al. 2023, section 2.2): the size that the picture had,
+        where it was cropped, and the size it has; a picture is told to have its own size and no crop.
+        """
+        unet, conditions = self.unet, {}
+        if unet.config.addition_embed_type == "text_time":
+            assert y.pooled is not None, "an XL model needs pooled embeddings"
+            height, width = (SDXL_LATENT_SCALE * side for side in x_t.shape[-2:])
+            time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
+            conditions = {"text_embeds": y.pooled.to(unet.dtype), "time_ids": time_ids.expand(len(x_t), -1)}
+        prediction = unet(x_t.to(unet.dtype), t, y.tokens.to(unet.dtype), added_cond_kwargs=conditions).sample
+        return prediction.to(x_t.dtype)
+
+
 class StableDiffusionPrior:
-    """A frozen latent diffusion model.
+    """A frozen latent diffusion model (see Prior).
 
     Attributes:
-        unet: the noise predictor; score/ injects phi's LoRA layers into it, switched off unless phi is asked.
+        network: the noise predictor; score/ injects phi's LoRA layers into it, switched off unless phi is asked.
+        unet: diffusers' own, inside it.
         vae: between images and latents. XL's overflows in fp16: where its configuration says so (force_upcast), it stays in fp32.
         process: read from the pipeline's scheduler.
         image_size: of the images that encode() wants, pixels.
@@ -29,10 +71,12 @@ class StableDiffusionPrior:
         scaling_factor: between the VAE's latents and x_0.
     """
 
+    views_per_shot = 1
+
     def __init__(
         self, unet: UNet2DConditionModel, vae: AutoencoderKL, process: VariancePreserving, folder: PipelineFolder | None = None
     ) -> None:
-        self.unet, self.vae, self.process, self.folder = unet, vae, process, folder
+        self.network, self.unet, self.vae, self.process, self.folder = DenoisingUnet(unet, process), unet, vae, process, folder
         self.scaling_factor = vae.config.scaling_factor
         self.image_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
@@ -59,6 +103,12 @@ class StableDiffusionPrior:
         """Where the networks are."""
         return self.unet.device
 
+    @property
+    def num_bytes(self) -> int:
+        """Of UNet and VAE; phi's layers are not the prior's."""
+        parameters = (p for net in (self.unet, self.vae) for name, p in net.named_parameters() if "lora_" not in name)
+        return sum(p.numel() * p.element_size() for p in parameters)
+
     def encode(self, image: Tensor) -> Tensor:
         """Encode (B, 3, H, W) images in [0, 1] as (B, 4, h, w) latents, the posterior's means; gradient flows to the image."""
         if image.shape[-1] != self.image_size:
@@ -71,9 +121,24 @@ class StableDiffusionPrior:
         image = self.vae.decode((x_0 / self.scaling_factor).to(self.vae.dtype)).sample
         return (image.to(x_0.dtype) / 2 + 0.5).clamp(0, 1)
 
-    def predict(self, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
-        """Predict eps or v of (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype."""
-        return ask_unet(self.unet, x_t, t, y)
+    def predict(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
+        """See DenoisingUnet."""
+        return self.network(x_t, t, y, cameras)
+
+    def network_of(self, name: str) -> DenoisingUnet:
+        """Load another checkpoint's UNet and process alone, for a phi that does not sit on this one's.
+
+        Args:
+            name: as find_pipeline() takes it.
+
+        Raises:
+            ValueError: the prior can't be used, or does not fit this one (see check_unet_fits).
+        """
+        folder = find_pipeline(name)
+        if self.folder is not None:
+            check_unet_fits(folder, self.folder)
+        unet = load_network(UNet2DConditionModel, folder, "unet", self.unet.dtype)
+        return DenoisingUnet(unet.to(self.device), _read_process(folder).to(self.device))
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Embed prompts, from the cache or by the text encoders (see embed_texts).
@@ -93,40 +158,6 @@ class StableDiffusionPrior:
         if folder.zeros_for_empty_prompt and not negative_prompt:
             uncond = Text(torch.zeros_like(uncond.tokens), None if uncond.pooled is None else torch.zeros_like(uncond.pooled))
         return TextEmbeddings(rows[:-1], uncond.expand(len(prompts)))
-
-
-def ask_unet(unet: UNet2DConditionModel, x_t: Tensor, t: Tensor, y: Text) -> Tensor:
-    """Return what a UNet predicts of (B, 4, h, w) latents at (B,) timesteps; of x_t's dtype.
-
-    The frozen prior and eps_phi, which has LoRA layers in its UNet, both ask through here. XL's also wants the pooled text and
-    its micro-conditioning (Podell et al. 2023, section 2.2): the size that the picture had, where it was cropped, and the size
-    it has; a picture is told to have its own size and no crop.
-    """
-    conditions = {}
-    if unet.config.addition_embed_type == "text_time":
-        assert y.pooled is not None, "an XL model needs pooled embeddings"
-        height, width = (SDXL_LATENT_SCALE * side for side in x_t.shape[-2:])
-        time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
-        conditions = {"text_embeds": y.pooled.to(unet.dtype), "time_ids": time_ids.expand(len(x_t), -1)}
-    prediction = unet(x_t.to(unet.dtype), t, y.tokens.to(unet.dtype), added_cond_kwargs=conditions).sample
-    return prediction.to(x_t.dtype)
-
-
-def load_unet(prior: str, teacher: StableDiffusionPrior) -> tuple[UNet2DConditionModel, VariancePreserving]:
-    """Load another checkpoint's UNet and process alone, for a phi that does not sit on the teacher's.
-
-    Args:
-        prior: a name as find_pipeline() takes it.
-        teacher: whose device, dtype and latents it shall share.
-
-    Raises:
-        ValueError: the prior can't be used, or does not fit the teacher's (see check_unet_fits).
-    """
-    folder = find_pipeline(prior)
-    if teacher.folder is not None:
-        check_unet_fits(folder, teacher.folder)
-    unet = load_network(UNet2DConditionModel, folder, "unet", teacher.unet.dtype)
-    return unet.to(teacher.device), _read_process(folder).to(teacher.device)
 
 
 def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:

@@ -13,7 +13,7 @@ from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge
 from dist_vsd.particles.owned_particle import load_theta
 from dist_vsd.particles.particle import Particle
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.priors.table import load_prior
 from dist_vsd.serialization import read_tensors
 from dist_vsd.runs.checkpoint import SHOWN, newest_valid
 from dist_vsd.training.state import build_particle
@@ -71,5 +71,5 @@ def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device |
         owned = build_particle(config, particle, torch.device(device))
         load_theta(owned.theta, read_tensors(found.path / "particles" / f"{particle:04d}.safetensors"))
         thetas[particle] = owned.theta.eval()
-    decode = StableDiffusionPrior.load(config.prior, device).decode if config.representation_row.is_latent else None
+    decode = load_prior(config.prior, device).decode if config.representation_row.is_latent else None
     return SavedRun(path, config, found.update, thetas, notes, decode)

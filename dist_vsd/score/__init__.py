@@ -1,1 +1,1 @@
-"""eps_phi: the score of the particles' renders, learned as LoRA layers on the frozen UNet."""
+"""eps_phi: the score of the particles' renders, learned as LoRA layers on the frozen prior's network."""

@@ -6,6 +6,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import Process
 from dist_vsd.priors.prior import Text
 
@@ -19,9 +20,9 @@ class Score(Protocol):
 
     process: Process
 
-    def __call__(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
+    def __call__(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, cameras: Cameras | None = None) -> Tensor:
         """Return what phi predicts, which ``process.eps`` turns into eps_phi, of (B, ...) noised renders at (B,) times of the process.
 
-        Given B texts and (B, P) poses.
+        Given B texts and (B, P) poses, and B cameras for a network that knows them itself.
         """
         ...

@@ -1,4 +1,4 @@
-"""How eps_phi is built and trained. Apart from lora_unet.py, so that reading a configuration does not import diffusers."""
+"""How eps_phi is built and trained. Apart from lora_score.py, so that reading a configuration does not import diffusers."""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ from dist_vsd.priors.hub import is_hub_id
 from dist_vsd.priors.known import SUGGESTED
 from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
 from dist_vsd.priors.prompts import check_prompts
+from dist_vsd.priors.table import prior_row
 from dist_vsd.sweep.manifest import (
     MANIFEST_FILE,
     SETTINGS_FILE,
@@ -106,7 +107,8 @@ class _Checks:
 
     def _check_layout(self, config: RunConfig, source: str) -> None:
         try:
-            Layout.of(config.num_particles, self._num_processes, 0, config.num_views, config.num_shards)
+            views_per_shot = prior_row(config.prior).views_per_shot
+            Layout.of(config.num_particles, self._num_processes, 0, config.num_views, config.num_shards, views_per_shot)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
 

@@ -19,9 +19,9 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from dist_vsd.distributed.collectives import Collectives
-from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.score.lora_score import LoraScore
 from dist_vsd.training.loss_scale import LossScale
-from dist_vsd.training.phi import LossOf, Renders
+from dist_vsd.training.phi import LossOf, Shots
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -63,14 +63,14 @@ class DeepSpeedPhi:
         """DeepSpeed's own optimiser, around torch's."""
         return self._engine.optimizer
 
-    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+    def accumulate(self, loss_of: LossOf, shots: Shots, is_last: bool) -> Tensor:
         """See PhiTrainer."""
         self._engine.set_gradient_accumulation_boundary(is_last)
         loss = loss_of(self._engine)
         self._engine.backward(loss * self._world_size)  # DeepSpeed averages over ranks; this undoes the division
         return loss.detach()
 
-    def step(self, lr: float, order: Renders) -> bool:
+    def step(self, lr: float, order: Shots) -> bool:
         """See PhiTrainer; DeepSpeed looks at the global norm, so all ranks skip a gradient that is not finite."""
         for group in self._zero.param_groups:
             group["lr"] = lr

@@ -39,32 +39,45 @@ def choose_particles(config: RunConfig, num_particles: int, index: int) -> Chose
 
 @dataclasses.dataclass(frozen=True)
 class Shot:
-    """One render of an update, before it is made.
+    """What a prior scores together, before it is rendered: the views of one particle that share t and pass through it as one sample.
+
+    Every draw is keyed by the shot, so the ranks divide shots among themselves, never the views of one.
 
     Attributes:
         particle: its id.
-        view: index of the view among those of the particle.
+        number: among the shots of the particle in an update.
+        num_views: V, the prior's views_per_shot.
     """
 
     particle: int
-    view: int
+    number: int
+    num_views: int = 1
 
 
 def key(config: RunConfig, purpose: Purpose, shot: Shot, index: int, step: int = 0) -> torch.Generator:
-    """Return the generator of one draw of a render."""
-    return keyed_generator(config.seed, purpose, particle=shot.particle, view=shot.view, update=index, step=step)
+    """Return the generator of one draw of a shot."""
+    return keyed_generator(config.seed, purpose, particle=shot.particle, shot=shot.number, update=index, step=step)
+
+
+def of_views(shots: list[Shot], values: Tensor) -> Tensor:
+    """Repeat a value of each shot, (len(shots), ...), for each of its views."""
+    return values.repeat_interleave(torch.tensor([shot.num_views for shot in shots]), 0)
 
 
 def draw_cameras(config: RunConfig, shots: list[Shot], index: int) -> Cameras:
-    """Draw one camera for each render (ProlificDreamer, appendix: uniform in azimuth, elevation, distance and fov)."""
+    """Draw the cameras of each shot (ProlificDreamer, appendix: uniform in azimuth, elevation, distance and fov).
+
+    The V cameras of a shot have one elevation, distance and field of view, and stand 360 / V degrees apart, as MVDream's do.
+    """
     camera, batches = config.camera, []
     for shot in shots:
         generator = key(config, "camera", shot, index)
-        azimuth = draw_from((-180.0, 180.0), generator)
+        count = shot.num_views
+        azimuth = draw_from((-180.0, 180.0), generator) + torch.arange(count).double() * (360.0 / count)
         high = bool(torch.rand(1, generator=generator) < camera.high_elevation_share)
         elevation = draw_from(camera.high_elevation_deg if high else camera.elevation_deg, generator)
         distance, fov = draw_from(camera.distance, generator), draw_from(camera.fov_deg, generator)
-        batches.append(look_at_origin(azimuth, elevation, distance, fov))
+        batches.append(look_at_origin(azimuth, elevation.expand(count), distance.expand(count), fov.expand(count)))
     return Cameras.cat(batches)
 
 
@@ -75,25 +88,25 @@ def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tens
 
 
 def draw_t(config: RunConfig, shots: list[Shot], index: int, process: Process) -> Tensor:
-    """Draw each render's t from the range of this update; (B,) times of the process."""
+    """Draw each shot's t from the range of this update; (B,) times of the process, the same for all views of a shot."""
     high = max_fraction_at(config.timesteps, index / config.num_updates)
     u = torch.cat([torch.rand(1, generator=key(config, "timestep", shot, index)) for shot in shots])
-    return process.draw_t(u, config.timesteps.min_fraction, high)
+    return of_views(shots, process.draw_t(u, config.timesteps.min_fraction, high))
 
 
 def draw_phi_t(config: RunConfig, shots: list[Shot], index: int, step: int, process: Process) -> Tensor:
     """Draw t' for phi's step, always from the whole range; (B,) times of the process."""
     u = torch.cat([torch.rand(1, generator=key(config, "phi_timestep", shot, index, step)) for shot in shots])
-    return process.draw_t(u, 0.0, 1.0)
+    return of_views(shots, process.draw_t(u, 0.0, 1.0))
 
 
 def draw_kept_poses(config: RunConfig, shots: list[Shot], index: int, step: int) -> Tensor:
-    """Draw whether phi sees each render's pose in this step; (B,) bool."""
+    """Draw whether phi sees the poses of each shot in this step; (B,) bool."""
     u = [torch.rand(1, generator=key(config, "pose_dropout", shot, index, step)) for shot in shots]
-    return torch.cat(u) >= config.score.pose_dropout
+    return of_views(shots, torch.cat(u) >= config.score.pose_dropout)
 
 
 def draw_noise(config: RunConfig, purpose: Purpose, shots: list[Shot], index: int, like: Tensor, step: int = 0) -> Tensor:
-    """Draw standard normal noise for each render, shaped, placed and typed like ``like``."""
-    rows = [torch.randn(like.shape[1:], generator=key(config, purpose, shot, index, step)) for shot in shots]
-    return torch.stack(rows).to(like)
+    """Draw standard normal noise for each view of each shot, shaped, placed and typed like ``like``."""
+    rows = [torch.randn(shot.num_views, *like.shape[1:], generator=key(config, purpose, shot, index, step)) for shot in shots]
+    return torch.cat(rows).to(like)

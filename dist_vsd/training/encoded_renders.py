@@ -12,18 +12,18 @@ from dist_vsd.cameras import Cameras
 from dist_vsd.config import RunConfig
 from dist_vsd.particles.background import over_random_background
 from dist_vsd.particles.particle import Render
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.priors.prior import Prior
 from dist_vsd.score.camera_embedding import pose_of
 from dist_vsd.training.draws import Shot, key
 from dist_vsd.training.work import MicroBatch
 
 
 def render(config: RunConfig, batch: MicroBatch, cameras: Cameras, index: int) -> list[Render]:
-    """Render g(theta, c) of each shot; theta's graph is kept unless gradients are off."""
-    renders = [
-        batch.particle_of(shot).theta.render(cameras[i : i + 1], config.render_size, key(config, "ray_jitter", shot, index))
-        for i, shot in enumerate(batch.shots)
-    ]
+    """Render g(theta, c) of each shot, all its views at once; theta's graph is kept unless gradients are off."""
+    renders, first = [], 0
+    for shot in batch.shots:
+        seen_from, first = cameras[first : first + shot.num_views], first + shot.num_views
+        renders.append(batch.particle_of(shot).theta.render(seen_from, config.render_size, key(config, "ray_jitter", shot, index)))
     share = config.field.random_background_share if config.representation_row.is_volume else 0.0
     if share == 0:
         return renders
@@ -31,8 +31,8 @@ def render(config: RunConfig, batch: MicroBatch, cameras: Cameras, index: int) -
     return [over_random_background(one, share, key(config, "background", shot, index)) for one, shot in pairs]
 
 
-def encode(config: RunConfig, prior: StableDiffusionPrior, renders: list[Render]) -> Tensor:
-    """Return x_0 = E(g(theta, c)) of B renders, (B, ...); a latent particle is its own x_0."""
+def encode(config: RunConfig, prior: Prior, renders: list[Render]) -> Tensor:
+    """Return x_0 = E(g(theta, c)) of all views, (B, ...); a latent particle is its own x_0."""
     image = torch.cat([one.image for one in renders])
     return image if config.representation_row.is_latent else prior.encode(image)
 
@@ -44,45 +44,55 @@ def pose_for_phi(config: RunConfig, cameras: Cameras) -> Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class EncodedRenders:
-    """Encoded renders of one update on this rank.
+    """Encoded renders of one update on this rank, in rows: the views of the first shot, of the second ...
 
     Attributes:
-        shots: B renders.
-        x_0: (B, ...) encoded, or noised, detached; zeros where a render was not finite.
+        shots: of B views in all.
+        x_0: (B, ...) encoded, or noised, detached; zeros in all views of a shot of which one was not finite.
         pose: (B, P).
-        weight: (B,) 1, or 0 where a render was not finite.
+        cameras: B, from which they were seen.
+        weight: (B,) 1, or 0 in a shot that was not finite.
     """
 
     shots: list[Shot]
     x_0: Tensor
     pose: Tensor
+    cameras: Cameras
     weight: Tensor
 
     @staticmethod
-    def of(shots: list[Shot], x_0: Tensor, pose: Tensor) -> EncodedRenders:
-        """Take renders as they are, but for those that are not finite."""
+    def of(shots: list[Shot], x_0: Tensor, pose: Tensor, cameras: Cameras) -> EncodedRenders:
+        """Take renders as they are, but for shots that are not finite."""
         x_0 = x_0.detach()
         finite = x_0.isfinite().flatten(1).all(1)
+        views_per_shot = shots[0].num_views
+        if views_per_shot > 1:  # a prior that scores views together would spread what is not finite
+            finite = finite.view(-1, views_per_shot).all(1).repeat_interleave(views_per_shot)
         kept = x_0.where(finite.view(-1, *[1] * (x_0.ndim - 1)), torch.zeros_like(x_0))
-        return EncodedRenders(shots, kept, pose, finite.to(x_0))
+        return EncodedRenders(shots, kept, pose, cameras, finite.to(x_0))
 
     @staticmethod
     def absent(shot: Shot, latent_shape: tuple[int, ...], pose_width: int, device: torch.device) -> EncodedRenders:
-        """Return a render that weighs nothing, for a rank that has none and must join in the others' passes."""
-        x_0, pose = torch.zeros(1, *latent_shape, device=device), torch.zeros(1, pose_width, device=device)
-        return EncodedRenders([shot], x_0, pose, torch.zeros(1, device=device))
+        """Return a shot that weighs nothing, for a rank that has none and must join in the others' passes."""
+        count = shot.num_views
+        x_0, pose = torch.zeros(count, *latent_shape, device=device), torch.zeros(count, pose_width, device=device)
+        return EncodedRenders([shot], x_0, pose, Cameras.none(count, device), torch.zeros(count, device=device))
 
     def ids(self) -> list[tuple[int, int]]:
-        """Return (particle, view) of each."""
-        return [(shot.particle, shot.view) for shot in self.shots]
+        """Return (particle, number) of each shot."""
+        return [(shot.particle, shot.number) for shot in self.shots]
 
 
 def in_micro_batches(renders: Sequence[EncodedRenders], particles: frozenset[int], size: int) -> list[EncodedRenders]:
-    """Join renders, keep those of some particles, and cut them into micro-batches of ``size``."""
+    """Join renders, keep those of some particles, and cut them into micro-batches of ``size`` shots."""
     if not renders:
         return []
     shots = [shot for batch in renders for shot in batch.shots]
-    kept = [row for row, shot in enumerate(shots) if shot.particle in particles]
-    tensors = [torch.cat([getattr(batch, name) for batch in renders]) for name in ("x_0", "pose", "weight")]
-    rows = [kept[i : i + size] for i in range(0, len(kept), size)]
-    return [EncodedRenders([shots[row] for row in part], *(tensor[part] for tensor in tensors)) for part in rows]
+    kept = [place for place, shot in enumerate(shots) if shot.particle in particles]
+    x_0, pose, weight = (torch.cat([getattr(batch, name) for batch in renders]) for name in ("x_0", "pose", "weight"))
+    cameras, num_views = Cameras.cat([batch.cameras for batch in renders]), shots[0].num_views
+    cut = []
+    for part in (kept[i : i + size] for i in range(0, len(kept), size)):
+        rows = [place * num_views + view for place in part for view in range(num_views)]
+        cut.append(EncodedRenders([shots[place] for place in part], x_0[rows], pose[rows], cameras[rows], weight[rows]))
+    return cut

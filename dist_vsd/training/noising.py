@@ -16,12 +16,12 @@ from dist_vsd.training.work import Work
 
 
 def add_drawn_noise(state: TrainingState, shots: list[Shot], cameras: Cameras, x_0: Tensor, index: int) -> Noised:
-    """Draw t and eps of each shot and noise its encoded render.
+    """Draw t and eps of each shot and noise its encoded renders.
 
     Args:
         state: of the run.
-        shots: B of them.
-        cameras: B, of the shots.
+        shots: of B views in all.
+        cameras: B, of the views.
         x_0: (B, ...) encoded renders.
         index: of the update.
     """
@@ -39,8 +39,9 @@ def add_drawn_noise(state: TrainingState, shots: list[Shot], cameras: Cameras, x
         sigma_t=sigma_t,
         w_t=timestep_weight(config.timesteps.weighting, alpha_t, sigma_t),
         y_c=y_c,
-        y=state.prompt.plain.cond.expand(len(shots)),
+        y=state.prompt.plain.cond.expand(len(x_0)),
         pose=pose_for_phi(config, cameras),
+        cameras=cameras,
     )
 
 

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_vsd.distributed.collectives import Collectives
-from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.score.lora_score import LoraScore
 from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors
 from dist_vsd.training.loss_scale import LossScale
 
 LossOf = Callable[[Callable[..., Tensor]], Tensor]
-Renders = Sequence[tuple[int, int]]  # (particle, view) of each row of a micro-batch
+Shots = Sequence[tuple[int, int]]  # (particle, number) of each shot of a micro-batch
 
 
 class PhiTrainer(Protocol):
@@ -44,21 +44,21 @@ class PhiTrainer(Protocol):
     gradient_norm: Tensor | float
     loss_scale: LossScale
 
-    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+    def accumulate(self, loss_of: LossOf, shots: Shots, is_last: bool) -> Tensor:
         """Add the gradient of a micro-batch's summed loss; return the loss, detached.
 
         Args:
             loss_of: computes the loss from eps_phi, which it may call once.
-            renders: of the micro-batch.
+            shots: of the micro-batch.
             is_last: whether it is the last before step().
         """
 
-    def step(self, lr: float, order: Renders) -> bool:
+    def step(self, lr: float, order: Shots) -> bool:
         """Sum the gradients over ranks and take AdamW's step; False if they are not finite and all ranks skip it (collective).
 
         Args:
             lr: learning rate.
-            order: all renders of all ranks that were accumulated.
+            order: all shots of all ranks that were accumulated.
         """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -89,16 +89,16 @@ class PlainPhi:
         self._parameters = list(score.phi().values())
         self.gradient_norm: Tensor | float = 0.0
 
-    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+    def accumulate(self, loss_of: LossOf, shots: Shots, is_last: bool) -> Tensor:
         """See PhiTrainer."""
         loss = loss_of(self.score)
         (loss * self.loss_scale.value).backward()
         return loss.detach()
 
-    def _reduce(self, order: Renders) -> None:
+    def _reduce(self, order: Shots) -> None:
         self._collectives.sum_over_ranks([p.grad for p in self._parameters])
 
-    def step(self, lr: float, order: Renders) -> bool:
+    def step(self, lr: float, order: Shots) -> bool:
         """See PhiTrainer."""
         for parameter in self._parameters:
             if parameter.grad is None:
@@ -136,7 +136,7 @@ class PlainPhi:
 
 
 class OrderedPhi(PlainPhi):
-    """phi in the deterministic mode: each render's gradient by itself, summed in the order of particles and views.
+    """phi in the deterministic mode: each shot's gradient by itself, summed in the order of particles and shots.
 
     Args:
         score, optimizer, collectives, loss_scale: see PlainPhi.
@@ -146,17 +146,17 @@ class OrderedPhi(PlainPhi):
         super().__init__(score, optimizer, collectives, loss_scale)
         self._rows: dict[tuple[int, int], list[Tensor]] = {}
 
-    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
-        """See PhiTrainer; takes one render at a time."""
-        (render,) = renders
-        loss = super().accumulate(loss_of, renders, is_last)
-        self._rows[render] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
+    def accumulate(self, loss_of: LossOf, shots: Shots, is_last: bool) -> Tensor:
+        """See PhiTrainer; takes one shot at a time."""
+        (shot,) = shots
+        loss = super().accumulate(loss_of, shots, is_last)
+        self._rows[shot] = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self._parameters]
         for parameter in self._parameters:
             parameter.grad = None
         return loss
 
-    def _reduce(self, order: Renders) -> None:
-        rows = {render: [g / self.loss_scale.value for g in gradients] for render, gradients in self._rows.items()}
+    def _reduce(self, order: Shots) -> None:
+        rows = {shot: [g / self.loss_scale.value for g in gradients] for shot, gradients in self._rows.items()}
         for parameter, total in zip(self._parameters, self._collectives.sum_in_order(rows, order, "ranks", self._parameters), strict=True):
             parameter.grad = total
         self._rows = {}
@@ -192,7 +192,7 @@ class DataParallelPhi(PlainPhi):
         self._world_size = accelerator.num_processes
         self._num_bytes = 4 * sum(p.numel() for p in self._parameters)
 
-    def accumulate(self, loss_of: LossOf, renders: Renders, is_last: bool) -> Tensor:
+    def accumulate(self, loss_of: LossOf, shots: Shots, is_last: bool) -> Tensor:
         """See PhiTrainer; the gradients of the last micro-batch take those of the others along."""
         with contextlib.nullcontext() if is_last else self._ddp.no_sync():
             if is_last and self._collectives.is_timed:
@@ -214,5 +214,5 @@ class DataParallelPhi(PlainPhi):
         self._ddp._set_ddp_runtime_logging_sample_rate(1 << 30)
         return max(0.0, times.get("backward_comm_time", 0) - times.get("backward_compute_comm_overlap_time", 0)) / 1e9
 
-    def _reduce(self, order: Renders) -> None:
+    def _reduce(self, order: Shots) -> None:
         self._collectives.count_all_reduce(self._num_bytes, self._world_size)  # done inside backward

@@ -57,7 +57,7 @@ class PhiStep:
             renders: of x_0.
             noised: the draws.
         """
-        x_t = EncodedRenders.of(renders.shots, noised.x_t, noised.pose).x_0
+        x_t = EncodedRenders.of(renders.shots, noised.x_t, noised.pose, noised.cameras).x_0
         return dataclasses.replace(noised, eps_phi=self.learn(renders, x_t, noised.t, noised.eps, noised.pose))
 
     def learn(self, renders: EncodedRenders, x_t: Tensor, t: Tensor, eps: Tensor, pose: Tensor) -> Tensor:
@@ -76,7 +76,7 @@ class PhiStep:
         y, predicted = self._y.expand(len(x_t)), []
 
         def loss_of(eps_phi: Callable[..., Tensor]) -> Tensor:
-            prediction = eps_phi(x_t, t, y, pose)
+            prediction = eps_phi(x_t, t, y, pose, renders.cameras)
             predicted.append(prediction.detach())
             losses = phi_loss(self._process.error(prediction, renders.x_0, x_t, eps, t, self._loss))
             return (renders.weight * losses).sum() / self._num_renders
@@ -93,7 +93,7 @@ class PhiStep:
         warmup = min(1.0, (index + 1) / max(1, config.num_warmup_updates))
         # This rank's share of the global mean, so that the mean over ranks is it.
         report.figures["phi/loss"].append(loss * state.layout.world_size)
-        order = [(particle, view) for particle in sorted(work.chosen.phi) for view in range(state.layout.num_views)]
+        order = [(particle, number) for particle in sorted(work.chosen.phi) for number in range(state.layout.num_shots)]
         took_step = self._phi.step(config.lr * warmup, order)
         report.figures["phi/gradient_norm"].append(self._phi.gradient_norm)
         if not took_step:
@@ -130,6 +130,6 @@ def update_phi(
 
 
 def absent_render(state: TrainingState) -> EncodedRenders:
-    """Return a render that weighs nothing; see EncodedRenders.absent."""
-    shot = Shot(state.particles[0].id, state.layout.views[0])
+    """Return a shot that weighs nothing; see EncodedRenders.absent."""
+    shot = Shot(state.particles[0].id, state.layout.shots[0], state.layout.views_per_shot)
     return EncodedRenders.absent(shot, state.prior.latent_shape, POSE_WIDTHS[state.config.score.camera], state.prior.device)

@@ -10,8 +10,7 @@ from torch import Tensor
 from dist_vsd.cameras import Cameras
 from dist_vsd.config import CameraConfig, RunConfig
 from dist_vsd.diffusion.guidance import FRONT_BEFORE_BACK, FRONT_BEFORE_SIDE, SIDE_BEFORE_BACK, SIDE_BEFORE_FRONT, decay
-from dist_vsd.priors.prior import Text, TextEmbeddings
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.priors.prior import Prior, Text, TextEmbeddings
 from dist_vsd.view_words import VIEW_WORDS, view_words
 
 FRONT, SIDE, BACK, OVERHEAD = range(len(VIEW_WORDS))
@@ -42,7 +41,7 @@ class Prompt:
         return mixed_views(self.by_view, cameras.azimuth_deg, is_overhead)
 
 
-def embed_prompt(config: RunConfig, prior: StableDiffusionPrior) -> Prompt:
+def embed_prompt(config: RunConfig, prior: Prior) -> Prompt:
     """Embed the prompt of a run.
 
     Raises:

@@ -15,8 +15,9 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.objective import Objective
 from dist_vsd.particles.owned_particle import OwnedParticle
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior, load_unet
-from dist_vsd.score.lora_unet import LoraScore
+from dist_vsd.priors.prior import Prior
+from dist_vsd.priors.table import load_prior
+from dist_vsd.score.lora_score import LoraScore
 from dist_vsd.training.loss_scale import LossScale
 from dist_vsd.training.phi import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
 from dist_vsd.training.placement import Offloaded, OnDevice, Placement
@@ -44,7 +45,7 @@ class TrainingState:
     config: RunConfig
     layout: Layout
     collectives: Collectives
-    prior: StableDiffusionPrior
+    prior: Prior
     prompt: Prompt
     particles: list[OwnedParticle]
     placement: Placement
@@ -53,8 +54,8 @@ class TrainingState:
 
     @property
     def micro_batch_size(self) -> int:
-        """Renders that pass through the frozen networks together: one in the deterministic mode, whatever the layout."""
-        return 1 if self.config.deterministic else self.config.micro_batch_size
+        """Shots that pass through the frozen networks together: one in the deterministic mode, whatever the layout."""
+        return 1 if self.config.deterministic else max(1, self.config.micro_batch_size // self.layout.views_per_shot)
 
 
 def build_state(config: RunConfig, layout: Layout, device: torch.device, accelerator: Accelerator | None = None) -> TrainingState:
@@ -69,7 +70,8 @@ def build_state(config: RunConfig, layout: Layout, device: torch.device, acceler
     Raises:
         ValueError: the prior can't be used, or it does not know the prompt's words.
     """
-    prior = StableDiffusionPrior.load(config.prior, device, DTYPES[config.precision])
+    prior = load_prior(config.prior, device, DTYPES[config.precision])
+    assert prior.views_per_shot == layout.views_per_shot, (prior.views_per_shot, layout.views_per_shot)
     prompt = embed_prompt(config, prior)
     check_shape(config, prior)
     collectives = Collectives(layout)
@@ -89,7 +91,7 @@ def build_particle(config: RunConfig, particle: int, device: torch.device) -> Ow
     return OwnedParticle.of(particle, theta.to(device))
 
 
-def check_shape(config: RunConfig, prior: StableDiffusionPrior) -> None:
+def check_shape(config: RunConfig, prior: Prior) -> None:
     """Refuse latent particles of another shape than the prior's latents."""
     wanted, given = prior.latent_shape, (config.latent.channels, config.latent.resolution, config.latent.resolution)
     if config.representation_row.is_latent and given != wanted:
@@ -99,14 +101,10 @@ def check_shape(config: RunConfig, prior: StableDiffusionPrior) -> None:
         )
 
 
-def build_phi(
-    config: RunConfig, prior: StableDiffusionPrior, collectives: Collectives, accelerator: Accelerator | None
-) -> PhiTrainer:
+def build_phi(config: RunConfig, prior: Prior, collectives: Collectives, accelerator: Accelerator | None) -> PhiTrainer:
     """Make eps_phi and the trainer that suits the launch: ZeRO, DDP, our own sum in order, or one process."""
-    unet, process = prior.unet, prior.process
-    if config.score.prior:
-        unet, process = load_unet(config.score.prior, prior)
-    score = LoraScore(unet, process, config.score, keyed_generator(config.seed, "initialize_phi"))
+    network = prior.network_of(config.score.prior) if config.score.prior else prior.network
+    score = LoraScore(network, config.score, keyed_generator(config.seed, "initialize_phi"))
     optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
     loss_scale = LossScale.of(config.precision)
     if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:

@@ -12,7 +12,7 @@ from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.objective import Cotangents
 from dist_vsd.particles.owned_particle import THETA, OwnedParticle
 from dist_vsd.particles.particle import Render
-from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
+from dist_vsd.priors.prior import Prior
 from dist_vsd.training.report import Report
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.work import MicroBatch
@@ -32,20 +32,21 @@ class ThetaStep:
 
     def __init__(self, state: TrainingState, index: int, report: Report) -> None:
         self._state, self._index, self._report = state, index, report
-        # In the deterministic mode: the gradient of each view of each particle by itself.
-        self._by_view: dict[tuple[int, int], list[Tensor]] = {}
+        # In the deterministic mode: the gradient of each shot of each particle by itself.
+        self._by_shot: dict[tuple[int, int], list[Tensor]] = {}
 
     def backward(self, batch: MicroBatch, cotangents: Cotangents, renders: list[Render], x_0: Tensor | None) -> None:
         """Add the gradient of a micro-batch, the mean over a particle's views, of which other ranks may hold some."""
         config, layout = self._state.config, self._state.layout
         for shot in batch.shots:
-            if shot.view == layout.views[0] or config.deterministic:
+            if shot.number == layout.shots[0] or config.deterministic:
                 theta = batch.particle_of(shot).theta
                 theta.zero_grad(set_to_none=True)
                 for statistic in theta.statistics:
                     statistic.zero_()
         roots = list(cotangents.roots)
-        penalty = sum(regularization(config, self._index, one) for one in renders)
+        # Regularisers are means over a render, of the views of a shot.
+        penalty = sum(len(one.image) * regularization(config, self._index, one) for one in renders)
         if config.regularization.reconstruction > 0 and x_0 is not None:
             penalty = penalty + config.regularization.reconstruction * reconstruction_loss(self._state.prior, renders, x_0)
         if isinstance(penalty, Tensor):
@@ -56,7 +57,7 @@ class ThetaStep:
         torch.autograd.backward(tensors, gradients)
         if config.deterministic:
             (shot,) = batch.shots
-            self._by_view[shot.particle, shot.view] = self._sums_of(batch.particle_of(shot))
+            self._by_shot[shot.particle, shot.number] = self._sums_of(batch.particle_of(shot))
 
     @staticmethod
     def _sums_of(particle: OwnedParticle) -> list[Tensor]:
@@ -68,12 +69,14 @@ class ThetaStep:
         state, parameters = self._state, particle.parameters
         statistics = particle.theta.statistics
         if state.config.deterministic:
-            order = [(particle.id, view) for view in range(state.layout.num_views)]
-            rows = {row: self._by_view.pop(row) for row in order if row in self._by_view}
+            order = [(particle.id, number) for number in range(state.layout.num_shots)]
+            rows = {row: self._by_shot.pop(row) for row in order if row in self._by_shot}
             total = state.collectives.sum_in_order(rows, order, "views", [*parameters, *statistics])
         else:
             total = self._sums_of(particle)
             state.collectives.sum_over_views(total)
+        for statistic in statistics:
+            statistic.zero_()  # a rank's own part: left in place, ranks that share the particle would differ by it
         for parameter, gradient in zip(parameters, total, strict=False):
             parameter.grad = gradient
         norm = float(torch.nn.utils.get_total_norm(total[: len(parameters)]))  # CPU-GPU sync
@@ -123,7 +126,7 @@ def regularization(config: RunConfig, index: int, render: Render) -> Tensor | fl
     return sum((weight * render.regularizers[name]() for name, weight in weights.items() if weight > 0), start=0.0)
 
 
-def reconstruction_loss(prior: StableDiffusionPrior, renders: list[Render], x_0: Tensor) -> Tensor:
+def reconstruction_loss(prior: Prior, renders: list[Render], x_0: Tensor) -> Tensor:
     """Return the sum over renders of the mean ||image - D(x_0)||^2 over pixels; the gradient flows to the images, not through D or E.
 
     An encoder sees much less than a picture holds, and the score moves a picture that is free in every pixel, or a network of

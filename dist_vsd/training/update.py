@@ -1,7 +1,7 @@
 """ONE update of all particles and of phi, in the order of ProlificDreamer's Algorithm 1. Read this file first.
 
 Algorithm 1 steps one particle and then phi; here every particle takes its step, and phi then learns from the renders of
-all of them, on all ranks, as one batch. Each random draw is keyed by (seed, particle, view, update, purpose).
+all of them, on all ranks, as one batch. Each random draw is keyed by (seed, particle, shot, update, purpose).
 
 Which renders are made when is told in work.py, the objectives' formulas in objectives/, the steps in theta_step.py and phi_step.py.
 """
@@ -47,7 +47,7 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
             renders = render(config, batch, c, index)  # image = g(theta, c)
             x_0 = encode(config, prior, renders) if objective.asks_prior else None
         if x_0 is not None:
-            encoded.append(EncodedRenders.of(shots, x_0, pose_for_phi(config, c)))
+            encoded.append(EncodedRenders.of(shots, x_0, pose_for_phi(config, c), c))
         if not batch.takes_step:
             continue
         with stopwatch.stage("scores"):

@@ -17,10 +17,10 @@ from dist_vsd.training.state import TrainingState
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """Renders that pass through the frozen networks together.
+    """Shots that pass through the frozen networks together.
 
     Attributes:
-        shots: B renders of this rank, particle after particle.
+        shots: of this rank, particle after particle.
         particles: of them, each once, on the device.
         takes_step: whether their particles take a step in this update; otherwise phi alone learns from them.
         finished: those of the particles that have no later micro-batch in this update.
@@ -89,19 +89,20 @@ class Work:
         return self._as_on_the_busiest_rank(self.chosen.theta) if phi.same_batches else max(1, len(self._stepping))
 
     def _as_on_the_busiest_rank(self, particles: frozenset[int]) -> int:
-        return math.ceil(most_renders_on_a_rank(particles, self._state.layout) / self._state.micro_batch_size)
+        return math.ceil(most_shots_on_a_rank(particles, self._state.layout) / self._state.micro_batch_size)
 
 
-def most_renders_on_a_rank(particles: frozenset[int], layout: Layout) -> int:
-    """Return the renders of some particles on the rank that has most of them."""
+def most_shots_on_a_rank(particles: frozenset[int], layout: Layout) -> int:
+    """Return the shots of some particles on the rank that has most of them."""
     counts = [len(particles.intersection(layout.particles_of_shard(shard))) for shard in range(layout.num_shards)]
-    return max(counts) * len(layout.views)
+    return max(counts) * len(layout.shots)
 
 
 def _micro_batches(state: TrainingState, chosen: frozenset[int]) -> list[list[Shot]]:
-    """Return this rank's renders of some particles, particle after particle, in batches for the frozen networks."""
+    """Return this rank's shots of some particles, particle after particle, in batches for the frozen networks."""
     ids = [particle.id for particle in state.particles if particle.id in chosen]
-    shots = [Shot(particle, view) for particle in ids for view in state.layout.views]
+    layout = state.layout
+    shots = [Shot(particle, number, layout.views_per_shot) for particle in ids for number in layout.shots]
     return [shots[i : i + state.micro_batch_size] for i in range(0, len(shots), state.micro_batch_size)]
 
 

@@ -1,44 +1,40 @@
-"""eps_phi(x_t, t, c, y): a UNet with LoRA layers and a camera embedding. By default the prior's own: there is no second UNet."""
+"""eps_phi(x_t, t, c, y): a prior's network, by default the very same one, with LoRA layers and a camera embedding."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from diffusers import UNet2DConditionModel
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from dist_vsd.diffusion.process import Process
-from dist_vsd.priors.prior import Text
-from dist_vsd.priors.stable_diffusion import ask_unet
+from dist_vsd.cameras import Cameras
+from dist_vsd.priors.prior import Network, Text
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
 from dist_vsd.score.score_config import ScoreConfig
 
-ATTENTION_PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0")
 ADAPTER = "phi"
 
 
 class LoraScore(nn.Module):
-    """eps_phi on a UNet.
+    """eps_phi on a prior's network.
 
-    phi never changes the prior: the adapters are on inside a call of eps_phi alone, so that whoever asks the UNet otherwise asks the
-    pretrained model. While the LoRA's up matrices and the camera embedding's last layer are zero, eps_phi equals it to the bit.
+    phi never changes the prior: the adapters are on inside a call of eps_phi alone, so that whoever asks the network otherwise asks
+    the pretrained model. While the LoRA's up matrices and the camera embedding's last layer are zero, eps_phi equals it to the bit.
 
     Args:
-        unet: the prior's, or one of its own; LoRA layers are injected in place, its weights stay frozen.
-        process: of that UNet.
+        network: the prior's, or one of its own; LoRA layers are injected in place, its weights stay frozen.
         config: rank and alpha of the LoRA, kind of the pose.
         generator: draws the LoRA's down matrices and the camera embedding, on the CPU.
     """
 
-    def __init__(self, unet: UNet2DConditionModel, process: Process, config: ScoreConfig, generator: torch.Generator) -> None:
+    def __init__(self, network: Network, config: ScoreConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.process = process
-        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(ATTENTION_PROJECTIONS))
-        self.unet = inject_adapter_in_model(lora, unet, adapter_name=ADAPTER)
-        self._adapted = [module for module in unet.modules() if isinstance(module, BaseTunerLayer)]
+        self.process = network.process
+        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(network.adapted))
+        self.network = inject_adapter_in_model(lora, network, adapter_name=ADAPTER)
+        self._adapted = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
         for layer in self._adapted:
             down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
             down.float(), up.float()
@@ -46,10 +42,10 @@ class LoraScore(nn.Module):
                 down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / config.rank)
                 up.weight.zero_()
         self._switch(on=False)
-        num_inputs, width = POSE_WIDTHS[config.camera], unet.time_embedding.linear_2.out_features
-        self.camera_embedding = CameraEmbedding(num_inputs, width, generator).to(unet.device) if num_inputs else None
+        num_inputs, device = POSE_WIDTHS[config.camera], next(network.parameters()).device
+        self.camera_embedding = CameraEmbedding(num_inputs, network.time_width, generator).to(device) if num_inputs else None
         self._offset: Tensor | None = None
-        unet.time_embedding.register_forward_hook(self._add_offset)
+        network.time_embedding.register_forward_hook(self._add_offset)
 
     def _add_offset(self, _module: nn.Module, _inputs: Any, time_embedding: Tensor) -> Tensor:
         return time_embedding if self._offset is None else time_embedding + self._offset.to(time_embedding.dtype)
@@ -63,22 +59,23 @@ class LoraScore(nn.Module):
         """Return what is trained, by name: the LoRA matrices and the camera embedding."""
         return {name: p for name, p in self.named_parameters() if "lora_" in name or name.startswith("camera_embedding.")}
 
-    def forward(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor) -> Tensor:
-        """Return what the UNet predicts of noised renders of the particles, which ``process.eps`` turns into eps_phi.
+    def forward(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, cameras: Cameras | None = None) -> Tensor:
+        """Return what the network predicts of noised renders of the particles, which ``process.eps`` turns into eps_phi.
 
         Args:
-            x_t: (B, 4, h, w) noised renders.
-            t: (B,) integer timesteps.
+            x_t: (B, ...) noised renders.
+            t: (B,) times of the process.
             y: B texts, without view words.
             pose: (B, P) of pose_of(); zeros where the pose is dropped.
+            cameras: B, for a network that knows cameras itself.
 
         Returns:
-            (B, 4, h, w), of x_t's dtype; the gradient flows to phi and x_t.
+            Like x_t; the gradient flows to phi and x_t.
         """
         self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None
         self._switch(on=True)
         try:
-            return ask_unet(self.unet, x_t, t, y)
+            return self.network(x_t, t, y, cameras)
         finally:
             self._switch(on=False)
             self._offset = None

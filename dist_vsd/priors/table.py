@@ -1,0 +1,72 @@
+"""Every kind of prior in one table: which names mean it, what loads it, and what is known of it before anything is loaded.
+
+A new one is its file and a row here. No torch is imported: a command asks this table before it begins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pkgutil
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from dist_vsd.priors.prior import Prior
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PriorRow:
+    """What the rest of the program knows of a kind of prior.
+
+    Attributes:
+        made_by: "module:Class" of it; its ``load(name, device, dtype)`` returns a Prior.
+        checked_by: "module:function", given a name, the texts that will be embedded, and the name of phi's own prior or "". It raises
+            ValueError, in one line, for what can't be used.
+        means: whether a name, as --prior takes it, is of this kind.
+        views_per_shot: V, how many views of a particle it scores together.
+    """
+
+    made_by: str
+    checked_by: str
+    means: Callable[[str], bool]
+    views_per_shot: int = 1
+
+    def load(self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Prior:
+        """Load a prior of this kind; ValueError if it can't be used."""
+        kind = pkgutil.resolve_name(self.made_by)
+        return kind.load(name, device) if dtype is None else kind.load(name, device, dtype)
+
+    def check(self, name: str, texts: Sequence[str], prior_of_phi: str = "") -> None:
+        """Refuse what can't be used, before anything is loaded or written; ValueError in one line."""
+        pkgutil.resolve_name(self.checked_by)(name, texts, prior_of_phi)
+
+
+# The last row that means a name has it. The first one takes what is left, and refuses what is no name with the names that there are.
+PRIORS: dict[str, PriorRow] = {
+    "stable_diffusion": PriorRow(
+        made_by="dist_vsd.priors.stable_diffusion:StableDiffusionPrior",
+        checked_by="dist_vsd.priors.pipeline_check:check_pipeline",
+        means=lambda _name: True,
+    ),
+}
+
+
+def prior_row(name: str) -> PriorRow:
+    """Return what is known of the kind of prior that a name means."""
+    return next(row for row in reversed(PRIORS.values()) if row.means(name))
+
+
+def load_prior(name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Prior:
+    """Load a prior by its name, of whatever kind it is.
+
+    Args:
+        name: as --prior takes it.
+        device: of its networks.
+        dtype: of their weights; None: fp32.
+
+    Raises:
+        ValueError: it is missing, incomplete, damaged or of another kind.
+    """
+    return prior_row(name).load(name, device, dtype)
