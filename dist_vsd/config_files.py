@@ -83,7 +83,9 @@ def merge(config: Any, values: dict[str, Any], source: str, prefix: str = "") ->
         if key not in hints:
             raise ValueError(f"{source}: unknown key {name!r}{nearest(str(key), hints)}: remove or rename it")
         current = getattr(config, key)
-        if dataclasses.is_dataclass(current):
+        if key == "stages" and isinstance(config, RunConfig):
+            changes |= _checked_stages(value, source) | ({"num_updates": values["num_updates"]} if "num_updates" in values else {})
+        elif dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
                 raise ValueError(f"{source}: {name} must hold keys of its own, got {value!r}")
             changes[key] = merge(current, value, source, f"{name}.")
@@ -93,6 +95,14 @@ def merge(config: Any, values: dict[str, Any], source: str, prefix: str = "") ->
         return dataclasses.replace(config, **changes)
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from error
+
+
+def _checked_stages(value: Any, source: str) -> dict[str, Any]:
+    """Return stages (training/stages.py) with the number of updates that they make in all."""
+    if not isinstance(value, dict) or not all(isinstance(changes, dict) for changes in value.values()):
+        raise ValueError(f"{source}: stages must map names to what each changes, got {value!r}: write coarse: {{num_updates: 400}}")
+    counts = [changes.get("num_updates") for changes in value.values()]
+    return {"stages": value} | ({"num_updates": sum(counts)} if counts and all(isinstance(count, int) for count in counts) else {})
 
 
 def _checked(value: Any, hint: Any, name: str) -> Any:

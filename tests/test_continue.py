@@ -38,7 +38,7 @@ def test_a_run_begins_from_another_runs_particles(tmp_path, finished):
     [
         (["--start-from", "nowhere"], "--start-from: run directory nowhere does not exist"),
         (["--num-particles", "3"], "has 2 particle(s), the run wants 3: lower --num-particles"),
-        (["--representation", "image"], "a ImageParticle can't begin from a LatentParticle"),
+        (["--representation", "image"], "ImageParticle can't begin from LatentParticle"),
     ],
 )
 def test_particles_that_can_not_be_begun_from_are_refused_before_anything_is_written(tmp_path, finished, capsys, words, rule):

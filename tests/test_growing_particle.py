@@ -51,7 +51,7 @@ class Cloud(Particle):
         return Render(image, torch.ones_like(image[:, :1]), image, {})
 
     def parameter_groups(self):
-        return [{"params": [self.points], "lr": 0.1}]
+        return [{"name": "pixels", "params": [self.points], "lr": 0.1}]
 
     @property
     def statistics(self):

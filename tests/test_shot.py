@@ -55,7 +55,7 @@ def test_the_cameras_of_a_shot_stand_evenly_around_and_share_the_rest_and_t():
         assert len(shot.elevation_deg.unique()) == len(shot.fov.unique()) == 1
         torch.testing.assert_close(shot.c2w[:, :3, 3].norm(dim=1), shot.c2w[:1, :3, 3].norm().expand(4))
     process = load_prior("two-views").process
-    for t in (draw_t(config, shots, 0, process), draw_phi_t(config, shots, 0, 0, process)):
+    for t in (draw_t(config, shots, 0, 0.0, process), draw_phi_t(config, shots, 0, 0, process)):
         assert [len(part.unique()) for part in t.split(4)] == [1, 1]
         assert t[0] != t[4]
     eps = draw_noise(config, "noise", shots, 0, torch.zeros(8, 3, 8, 8))

@@ -78,7 +78,7 @@ def test_the_reused_pass_gives_the_score_of_a_pass_of_its_own_and_phi_the_gradie
     for parameter in fresh.phi.score.phi().values():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=perturbed))
     shots = [Shot(i, 0) for i in range(6)]
-    t, eps = draw_t(fresh.config, shots, 0, fresh.prior.process), draw_noise(fresh.config, "noise", shots, 0, x_0)
+    t, eps = draw_t(fresh.config, shots, 0, 0.0, fresh.prior.process), draw_noise(fresh.config, "noise", shots, 0, x_0)
     x_t = add_noise(x_0, eps, *fresh.prior.process.alpha_sigma(t, x_0))
     predicted = fresh.phi.score(x_t, t, fresh.prompt.plain.cond.expand(6), torch.zeros(6, 16))
     (predicted - eps).square().mean().backward()
@@ -97,7 +97,7 @@ def test_an_update_under_a_rectified_flow_pulls_by_velocities_and_teaches_phi_th
     for index, parameter in enumerate(score.phi().values()):
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
     x_0 = torch.cat([particle.theta.x_0.clone() for particle in state.particles])
-    s, eps = draw_t(state.config, shots, 0, process), draw_noise(state.config, "noise", shots, 0, x_0)
+    s, eps = draw_t(state.config, shots, 0, 0.0, process), draw_noise(state.config, "noise", shots, 0, x_0)
     x_t, y = add_noise(x_0, eps, *process.alpha_sigma(s, x_0)), state.prompt.plain[[0] * 6]
     v_phi = score(x_t, s, y.cond, torch.zeros(6, 16))
     uncond, cond = prior.predict(x_t, s, y.uncond), prior.predict(x_t, s, y.cond)
@@ -113,7 +113,7 @@ def test_an_update_under_a_rectified_flow_pulls_by_velocities_and_teaches_phi_th
         torch.testing.assert_close(particle.theta.x_0.grad[0], gradient, rtol=1e-4, atol=1e-5)  # fp32
     assert report.means()["phi/loss"] == pytest.approx(float((v_phi - (eps - x_0)).square().mean()), rel=1e-4)
     (fractions, _), *_ = report.gaps
-    assert torch.equal(fractions, draw_t(state.config, shots, 0, process))
+    assert torch.equal(fractions, draw_t(state.config, shots, 0, 0.0, process))
 
 
 @pytest.mark.parametrize(

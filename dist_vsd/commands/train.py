@@ -19,10 +19,13 @@ from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml,
 from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
+from dist_vsd.training.stages import Stage, stage_after, stages_of
 
 if TYPE_CHECKING:
     from dist_vsd.distributed.collectives import Collectives
+    from dist_vsd.distributed.layout import Layout
     from dist_vsd.distributed.process import Process
+    from dist_vsd.training.loop import GoingOn
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.reporter import Reporter
     from dist_vsd.training.state import TrainingState
@@ -80,6 +83,7 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     from dist_vsd.distributed.heartbeat import RankLost, current_heartbeat
     from dist_vsd.distributed.launch_checks import check_same_start
     from dist_vsd.distributed.layout import Layout
+    from dist_vsd.training.loop import going_on
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.state import build_state
 
@@ -94,7 +98,8 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     with naming_lost_ranks("while it ran"):
         collectives = Collectives(layout)
         check_same_start(collectives, to_mapping(config))
-        state = build_state(config, layout, process.device, process.accelerator)
+        where = going_on(collectives, stages_of(config), directory)
+        states = [build_state(where.stage, layout, process.device, process.accelerator)]
         if layout.rank == 0 and (line := directory.changed_length(config)):
             print(line, flush=True)
         agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
@@ -103,7 +108,7 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     if heartbeat is not None:
         heartbeat.tell_failure = tell_failure
     try:
-        done = optimize(state, directory, stop)
+        done = optimize(states, where, directory, stop, functools.partial(_build_next, process=process, layout=layout))
     except RankLost as error:  # rank 0 may be the one that is lost
         tell_failure(str(error))
         raise
@@ -122,52 +127,86 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     return 0
 
 
-def optimize(state: TrainingState, directory: RunDirectory, stop: StopRequest) -> bool:
-    """Run the loop and export the particles when it is through, with their reporter and outcome (collective); False if stopped.
+def optimize(
+    states: list[TrainingState], where: GoingOn, directory: RunDirectory, stop: StopRequest, build: Callable[[Stage], TrainingState]
+) -> bool:
+    """Run all stages and export the particles when they are through, with their reporter and outcome (collective); False if stopped.
 
     The outcome is told before wandb is given time to finish: who waits for the run learns at once that everything is saved, and
     a job that is ended meanwhile has lost nothing (reporting/wandb_follower.py makes up for it at the next start).
+
+    Args:
+        states: the one of the stage that comes next, as it was built. It is taken out: nobody else may hold it when a later one is built.
+        where: that stage and what it goes on from.
+        directory: of the run, claimed.
+        stop: tells whether this process was asked to stop.
+        build: makes the state of a later stage.
     """
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.reporting.wandb_reporter import open_reporter
-    from dist_vsd.training.loop import restore_newest
+    from dist_vsd.training.loop import begin
 
-    config, rank = state.config, state.layout.rank
+    state = states.pop()
+    config, collectives, rank = state.stage.run, state.collectives, state.layout.rank
     exit_code, reporter = 1, None
     try:
         with directory.telling_outcome() if rank == 0 else contextlib.nullcontext({}) as outcome:
             with naming_lost_ranks("while it ran"):
-                first, notes = restore_newest(state, directory)
+                first, notes = begin(state, directory, where.checkpoint)
             reporter = open_reporter(config, rank, directory.path, first)
-            for note in notes:
+            for note in [*where.notes, *notes]:
                 reporter.event(first, note)
-            done = _train_and_export(state, first, directory, stop, reporter)
+            while done := _train_stage(state, first, directory, stop, reporter):
+                stage = stage_after(stages_of(config), state.stage.last)
+                if stage.last == state.stage.last:
+                    _export(state, directory, reporter)
+                    break
+                del state  # the next stage's takes its room
+                with naming_lost_ranks("while a stage began"):
+                    state = build(stage)
+                    first, notes = begin(state, directory)
+                for note in notes:
+                    reporter.event(first, note)
             exit_code = outcome["exit_code"] = 0 if done else 75
     finally:
         if reporter is not None:
             reporter.close(exit_code)
     with naming_lost_ranks("while wandb finished"):
-        state.collectives.barrier()  # a launcher ends the other ranks soon after the first one has ended
+        collectives.barrier()  # a launcher ends the other ranks soon after the first one has ended
     return done
 
 
-def _train_and_export(state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter) -> bool:
+def _build_next(stage: Stage, process: Process, layout: Layout) -> TrainingState:
+    """Make the state of a later stage (collective); accelerate lets go of the last one's networks."""
+    from dist_vsd.training.state import build_state
+
+    if process.accelerator is not None:
+        process.accelerator.free_memory()
+    return build_state(stage, layout, process.device, process.accelerator)
+
+
+def _train_stage(state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter) -> bool:
+    """Run the rest of a stage (collective); False if stopped."""
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.evaluation.look import Look
     from dist_vsd.training.loop import train
 
-    config, collectives = state.config, state.collectives
     with naming_lost_ranks("while it ran"):
-        (takes_media,) = collectives.any_of([reporter.takes_media])
-        done = train(state, first, directory, stop, reporter, Look(state, directory, reporter, takes_media))
-    if done:
-        with naming_lost_ranks("while particles were exported"):
-            if config.turntables:
-                write_pictures(state, directory.path)
-            if takes_media and config.representation_row.is_volume:
-                show_meshes(state, directory.path, reporter)
-            collectives.barrier()
-    return done
+        (takes_media,) = state.collectives.any_of([reporter.takes_media])
+        return train(state, first, directory, stop, reporter, Look(state, directory, reporter, takes_media))
+
+
+def _export(state: TrainingState, directory: RunDirectory, reporter: Reporter) -> None:
+    """Write turntables, and meshes for a reporter that takes them (collective)."""
+    from dist_vsd.distributed.collectives import naming_lost_ranks
+
+    with naming_lost_ranks("while particles were exported"):
+        (takes_media,) = state.collectives.any_of([reporter.takes_media])
+        if state.config.turntables:
+            write_pictures(state, directory.path)
+        if takes_media and state.config.representation_row.is_volume:
+            show_meshes(state, directory.path, reporter)
+        state.collectives.barrier()
 
 
 def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirectory]:
@@ -182,10 +221,18 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
     directory = RunDirectory(Path(config.run_dir))
     directory.check(config)
     directory.changed_length(config)  # or refuse it
-    if config.start_from and not config.resume:
-        from dist_vsd.training.start import open_start
+    stages = stages_of(config)
+    if not config.resume and (len(stages) > 1 or stages[0].config.start_from):
+        from dist_vsd.training.start import check_starts
 
-        open_start(config, config.start_from)
+        check_starts(stages)
+    for stage in stages:
+        _check_stage(stage.config)
+    return parsed, config, directory
+
+
+def _check_stage(config: RunConfig) -> None:
+    """Refuse what can be told to be wrong before anything is loaded."""
     row = prior_row(config.prior)
     row.check(config.prior, [*config.texts, config.negative_prompt], config.score.prior if config.objective_row.needs_phi else "")
     if row.views_per_shot > 1 and config.is_flat:
@@ -195,7 +242,6 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
         )
     if config.objective == "clip" and config.clip.model and not Path(config.clip.model).is_dir():
         raise ValueError(f"clip.model {config.clip.model!r} is not a folder: give --clip.model the folder of a CLIPModel, or leave it out")
-    return parsed, config, directory
 
 
 def _ignore(_text: str) -> None:
@@ -347,6 +393,6 @@ def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
     state.placement.settle()
     rows = state.collectives.gather_json([names, notes])
     for note in (note for row in rows for note in row[1]):
-        reporter.event(state.config.num_updates, note)
+        reporter.event(state.stage.last, note)
     if meshes := sorted(name for row in rows for name in row[0]):
-        reporter.show(state.config.num_updates, {"media/mesh": meshes})
+        reporter.show(state.stage.last, {"media/mesh": meshes})

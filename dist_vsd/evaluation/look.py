@@ -47,7 +47,7 @@ class Look:
     def __call__(self, done: int) -> None:
         """Look after ``done`` updates: grid, figures and media each at their own intervals, and all at the end (collective)."""
         config, layout = self._state.config, self._state.layout
-        is_last = done == config.num_updates
+        is_last = done == self._state.stage.last
         is_judged = done % config.evaluate_every == 0 or is_last
         is_shown = done % config.media_every == 0 or is_last
         has_grid = is_shown or done % config.preview_every == 0

@@ -25,12 +25,26 @@ class ImageParticle(Particle):
         self.config = config
         self.logits = nn.Parameter(0.1 * torch.randn(1, 3, config.resolution, config.resolution, generator=generator))
 
-    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
-        """Return the picture, resized to ``size`` if it has another, once for each camera."""
+    @classmethod
+    def from_particle(cls, config: ImageConfig, other: Particle, generator: torch.Generator) -> ImageParticle:
+        """See Particle.from_particle; a picture begins from a picture of any size, and from a coordinate network."""
+        if not hasattr(other, "picture"):
+            return super().from_particle(config, other, generator)
+        started = cls(config, generator)
+        with torch.no_grad():
+            started.become(other.picture(config.resolution)[0])
+        return started
+
+    def picture(self, size: int) -> Tensor:
+        """Return (1, 3, size, size), resized if it has another size; the gradient flows to theta."""
         image = self.logits.sigmoid()
         if size != self.config.resolution:
             image = nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
-        image = image.expand(len(cameras), -1, -1, -1)
+        return image
+
+    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+        """Return the picture, resized to ``size`` if it has another, once for each camera."""
+        image = self.picture(size).expand(len(cameras), -1, -1, -1)
         return Render(image, torch.ones_like(image[:, :1]), image, {})
 
     def become(self, picture: Tensor) -> None:
@@ -40,4 +54,4 @@ class ImageParticle(Particle):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the one group, the pixels."""
-        return [{"params": [self.logits], "lr": self.config.lr}]
+        return [{"name": "pixels", "params": [self.logits], "lr": self.config.lr}]

@@ -39,4 +39,4 @@ class LatentParticle(Particle):
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the one group, x_0."""
-        return [{"params": [self.x_0], "lr": self.config.lr}]
+        return [{"name": "latent", "params": [self.x_0], "lr": self.config.lr}]

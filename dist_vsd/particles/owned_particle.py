@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -29,9 +30,26 @@ class OwnedParticle:
     optimizer: torch.optim.Optimizer
 
     @staticmethod
-    def of(particle: int, theta: Particle) -> OwnedParticle:
-        """Give a particle its optimiser."""
-        return OwnedParticle(particle, theta, torch.optim.Adam(theta.parameter_groups(), betas=ADAM_BETAS, eps=ADAM_EPS, foreach=True))
+    def of(particle: int, theta: Particle, trains: Sequence[str] = ()) -> OwnedParticle:
+        """Give a particle its optimiser.
+
+        Args:
+            particle: its id.
+            theta: the particle.
+            trains: names of the groups that take steps; the others are frozen. None named: all.
+
+        Raises:
+            ValueError: this particle has none of these groups.
+        """
+        groups = [group for group in theta.parameter_groups() if not trains or group["name"] in trains]
+        if not groups:
+            has = ", ".join(group["name"] for group in theta.parameter_groups())
+            raise ValueError(f"nothing of the particle would be trained: it has {has}, got trains {', '.join(trains)}: change --trains")
+        theta.requires_grad_(False)
+        for group in groups:
+            for parameter in group["params"]:
+                parameter.requires_grad_(True)
+        return OwnedParticle(particle, theta, torch.optim.Adam(groups, betas=ADAM_BETAS, eps=ADAM_EPS, foreach=True))
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -91,7 +109,8 @@ def replace_parameter(
     """
     module, _, leaf = name.rpartition(".")
     owner = theta.get_submodule(module)
-    old, new = getattr(owner, leaf), torch.nn.Parameter(value.detach().clone())
+    old = getattr(owner, leaf)
+    new = torch.nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad)
     setattr(owner, leaf, new)
     if optimizer is None:
         return

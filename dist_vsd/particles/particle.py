@@ -22,12 +22,21 @@ class Render:
         opacity: (B, 1, H, W) in [0, 1]; ones for a particle without depth.
         foreground: like image, premultiplied by opacity and without a background.
         regularizers: named scalars that may be weighed and added to the objective, differentiable in theta; computed when called.
+        normal: (B, 3, H, W) surface normals, coloured as (n + 1) / 2 in [0, 1], of a particle that shows them; else None.
     """
 
     image: Tensor
     opacity: Tensor
     foreground: Tensor
     regularizers: dict[str, Callable[[], Tensor]]
+    normal: Tensor | None = None
+
+    def channel(self, name: str) -> Tensor:
+        """Return what an objective is to see, color or normal, as a picture."""
+        if name == "color":
+            return self.image
+        assert self.normal is not None, "a representation that shows no normals"
+        return self.normal
 
 
 class Particle(nn.Module):
@@ -64,7 +73,7 @@ class Particle(nn.Module):
             ValueError: this kind can't begin from that one.
         """
         if type(other) is not cls:
-            raise ValueError(f"a {cls.__name__} can't begin from a {type(other).__name__}: start from particles of the same representation")
+            raise ValueError(f"{cls.__name__} can't begin from {type(other).__name__}: start from particles of the same representation")
         started = cls(config, generator)
         try:
             started.load_state_dict(other.state_dict())
@@ -82,7 +91,7 @@ class Particle(nn.Module):
         raise TypeError(f"{type(self).__name__} can't be set to a picture")
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Return Adam's parameter groups, each with its own ``lr``."""
+        """Return Adam's parameter groups, each with its ``name``, by which a stage may train some alone, and its own ``lr``."""
         raise TypeError(f"{type(self).__name__} has no parameters")
 
     @property

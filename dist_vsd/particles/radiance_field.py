@@ -102,12 +102,12 @@ class RadianceField(Particle):
         """Return Adam's groups: the encoding, the MLP and, if it is learned, the background."""
         config = self.config
         groups = [
-            {"params": list(self.encoding.parameters()), "lr": config.encoding_lr},
-            {"params": [*self.hidden.parameters(), *self.output.parameters()], "lr": config.mlp_lr},
+            {"name": "encoding", "params": list(self.encoding.parameters()), "lr": config.encoding_lr},
+            {"name": "mlp", "params": [*self.hidden.parameters(), *self.output.parameters()], "lr": config.mlp_lr},
         ]
         if config.background == "learned":
             background = [*self.background_hidden.parameters(), *self.background_output.parameters()]
-            groups.append({"params": background, "lr": config.background_lr})
+            groups.append({"name": "background", "params": background, "lr": config.background_lr})
         return groups
 
     def changes_at(self, update: int) -> bool:

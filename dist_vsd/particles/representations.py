@@ -24,6 +24,7 @@ class Representation:
         section: where its settings stand in a run's configuration.
         config: their dataclass.
         shows: what its renders have, out of color, opacity, depth and normal.
+        groups: names of its optimiser's groups (Particle.parameter_groups).
         is_flat: a picture, the same from every camera: its prompt has no view words, and phi is told no pose.
         is_latent: its pictures are x_0 of the prior, which needs no encoding and has to be decoded to be looked at.
         becomes: whether it can be set to a picture (``Particle.become``), such as a sample of the prior.
@@ -34,10 +35,16 @@ class Representation:
     section: str
     config: type
     shows: tuple[str, ...]
+    groups: tuple[str, ...]
     is_flat: bool = False
     is_latent: bool = False
     becomes: bool = False
     is_volume: bool = False
+
+    @property
+    def channels(self) -> list[str]:
+        """What of it an objective may see as a picture."""
+        return [channel for channel in ("color", "normal") if channel in self.shows]
 
     def particle_class(self) -> type[Particle]:
         """Return the class of its particles."""
@@ -54,21 +61,34 @@ REPRESENTATIONS: dict[str, Representation] = {
         section="field",
         config=RadianceFieldConfig,
         shows=("color", "opacity"),
+        groups=("encoding", "mlp", "background"),
         is_volume=True,
     ),
     "image": Representation(
-        made_by="dist_vsd.particles.image:ImageParticle", section="image", config=ImageConfig, shows=("color",), is_flat=True, becomes=True
+        made_by="dist_vsd.particles.image:ImageParticle",
+        section="image",
+        config=ImageConfig,
+        shows=("color",),
+        groups=("pixels",),
+        is_flat=True,
+        becomes=True,
     ),
     "latent": Representation(
         made_by="dist_vsd.particles.latent:LatentParticle",
         section="latent",
         config=LatentConfig,
         shows=("color",),
+        groups=("latent",),
         is_flat=True,
         is_latent=True,
         becomes=True,
     ),
     "siren": Representation(
-        made_by="dist_vsd.particles.siren:SirenParticle", section="siren", config=SirenConfig, shows=("color",), is_flat=True
+        made_by="dist_vsd.particles.siren:SirenParticle",
+        section="siren",
+        config=SirenConfig,
+        shows=("color",),
+        groups=("network",),
+        is_flat=True,
     ),
 }

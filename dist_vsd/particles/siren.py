@@ -42,13 +42,18 @@ class SirenParticle(Particle):
             hidden = torch.sin(omega * layer(hidden))
         return self.layers[-1](hidden).sigmoid()
 
+    def picture(self, size: int) -> Tensor:
+        """Return (1, 3, size, size); the gradient flows to theta."""
+        weight = self.layers[0].weight
+        axis = (torch.arange(size, device=weight.device, dtype=weight.dtype) + 0.5) / size * 2 - 1
+        y, x = torch.meshgrid(axis, axis, indexing="ij")
+        return self(torch.stack([x, y], -1).reshape(-1, 2)).T.reshape(1, 3, size, size)
+
     def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
         """Return the picture at ``size`` pixels, once for each camera."""
-        axis = (torch.arange(size, device=cameras.c2w.device, dtype=cameras.c2w.dtype) + 0.5) / size * 2 - 1
-        y, x = torch.meshgrid(axis, axis, indexing="ij")
-        image = self(torch.stack([x, y], -1).reshape(-1, 2)).T.reshape(1, 3, size, size).expand(len(cameras), -1, -1, -1)
+        image = self.picture(size).expand(len(cameras), -1, -1, -1)
         return Render(image, torch.ones_like(image[:, :1]), image, {})
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Return the one group, the network."""
-        return [{"params": list(self.layers.parameters()), "lr": self.config.lr}]
+        return [{"name": "network", "params": list(self.layers.parameters()), "lr": self.config.lr}]

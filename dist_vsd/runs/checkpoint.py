@@ -22,7 +22,8 @@ from torch import Tensor
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import config_fingerprint
 from dist_vsd.errors import RunFailed
-from dist_vsd.particles.owned_particle import OwnedParticle
+from dist_vsd.particles.owned_particle import OwnedParticle, load_theta
+from dist_vsd.particles.particle import Particle
 from dist_vsd.serialization import read_tensors, write_tensors
 from dist_vsd.training.state import TrainingState, build_particle
 
@@ -48,6 +49,10 @@ class Checkpoint:
 
     path: Path
     update: int
+
+    def particle_file(self, particle: int) -> Path:
+        """Return the file of one particle."""
+        return self.path / "particles" / f"{particle:04d}.safetensors"
 
 
 def save(state: TrainingState, folder: Path, update: int) -> Path:
@@ -80,15 +85,16 @@ def save(state: TrainingState, folder: Path, update: int) -> Path:
     if not errors and is_first:
         manifest = {
             "version": FORMAT_VERSION,
+            "stage": state.stage.name,
             "update": update,
-            "config_sha256": config_fingerprint(state.config),
+            "config_sha256": config_fingerprint(state.stage.run),
             "world_size": state.layout.world_size,
             "num_particles": state.layout.num_particles,
             "sha256": {name: digest for report in reports for name, digest in report["hashes"].items()},
         }
         error = _attempt(lambda: _finish(partial, final, manifest))
         errors = [f"rank 0: {error}"] if error else []
-        _remove_old(folder, state.config.keep_checkpoints)
+        _remove_old(folder, state.config.keep_checkpoints, kept=folder / f"update_{state.stage.first:08d}")
     errors = state.collectives.gather_json(errors)[0] or errors
     if errors:
         if is_first:
@@ -144,9 +150,11 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_old(folder: Path, keep: int) -> None:
+def _remove_old(folder: Path, keep: int, kept: Path) -> None:
+    """Remove all but the newest checkpoints, and the one that the stage began from."""
     for path in sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))[:-keep]:
-        shutil.rmtree(path, ignore_errors=True)
+        if path != kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def newest_valid(folder: Path, config: RunConfig, formats: tuple[int, ...] = (FORMAT_VERSION,)) -> tuple[Checkpoint | None, list[str]]:
@@ -168,6 +176,18 @@ def newest_valid(folder: Path, config: RunConfig, formats: tuple[int, ...] = (FO
             return Checkpoint(path, int(path.name.removeprefix("update_"))), passed_over
         passed_over.append(f"checkpoint {path.name} is passed over: {fault}")
     return None, passed_over
+
+
+def left_after(folder: Path, update: int, config: RunConfig) -> Checkpoint:
+    """Return the checkpoint after an update, such as the one that a stage has left.
+
+    Raises:
+        ValueError: it is missing or damaged.
+    """
+    path = folder / f"update_{update:08d}"
+    if fault := _fault(path, config, (FORMAT_VERSION,)):
+        raise ValueError(f"the stage begins from {path}, which can't be used ({fault}): restore it, or start the run anew")
+    return Checkpoint(path, update)
 
 
 def _fault(path: Path, config: RunConfig, formats: tuple[int, ...]) -> str | None:
@@ -219,16 +239,31 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
         state.phi.load(read_tensors(checkpoint.path / "phi.safetensors"), moments)
 
 
-def restore_particle(state: TrainingState, particle: OwnedParticle, checkpoint: Checkpoint | None) -> None:
-    """Put one particle back as a checkpoint has it, or as it started without one."""
+def restore_particle(state: TrainingState, particle: OwnedParticle, checkpoint: Checkpoint) -> None:
+    """Put one particle back as a checkpoint of its stage has it."""
+    put_back(state, particle, read_tensors(checkpoint.particle_file(particle.id)))
+
+
+def put_back(state: TrainingState, particle: OwnedParticle, tensors: dict[str, Tensor]) -> None:
+    """Put what OwnedParticle.tensors returned into a particle, wherever it is kept."""
     state.placement.fetch([particle])
-    if checkpoint is None:
-        tensors = build_particle(state.config, particle.id, torch.device("cpu")).tensors()
-    else:
-        tensors = read_tensors(checkpoint.path / "particles" / f"{particle.id:04d}.safetensors")
     particle.restore(tensors)
     state.placement.release([particle])
     state.placement.settle()
+
+
+def read_particle(config: RunConfig, particle: int, checkpoint: Checkpoint, device: torch.device | str = "cpu") -> Particle:
+    """Return a particle as a checkpoint has it.
+
+    Args:
+        config: of the stage that saved it.
+        particle: its id.
+        checkpoint: that was found to be whole.
+        device: to put it on.
+    """
+    theta = build_particle(config, particle, torch.device(device)).theta
+    load_theta(theta, read_tensors(checkpoint.particle_file(particle)))
+    return theta
 
 
 def _sha256(file: Path) -> str:

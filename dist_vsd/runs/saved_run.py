@@ -11,13 +11,11 @@ from torch import Tensor
 
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge
-from dist_vsd.particles.owned_particle import load_theta
 from dist_vsd.particles.particle import Particle
 from dist_vsd.priors.table import load_prior
-from dist_vsd.serialization import read_tensors
-from dist_vsd.runs.checkpoint import SHOWN, newest_valid
-from dist_vsd.training.state import build_particle
+from dist_vsd.runs.checkpoint import SHOWN, newest_valid, read_particle
 from dist_vsd.runs.run_directory import RunDirectory
+from dist_vsd.training.stages import stage_of_checkpoint, stages_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +24,7 @@ class SavedRun:
 
     Attributes:
         path: the run directory.
-        config: of the run.
+        config: of the run, and of the stage that it has come to.
         update: updates done.
         particles: by id.
         notes: checkpoints that were passed over, and why.
@@ -66,10 +64,7 @@ def open_run(path: Path, particles: tuple[int, ...] = (), device: torch.device |
     for particle in wanted:
         if not 0 <= particle < config.num_particles:
             raise ValueError(f"{path} has no particle {particle}: its ids are 0 to {config.num_particles - 1}")
-    thetas = {}
-    for particle in wanted:
-        owned = build_particle(config, particle, torch.device(device))
-        load_theta(owned.theta, read_tensors(found.path / "particles" / f"{particle:04d}.safetensors"))
-        thetas[particle] = owned.theta.eval()
+    config = stage_of_checkpoint(stages_of(config), found.update).config
+    thetas = {particle: read_particle(config, particle, found, device).eval() for particle in wanted}
     decode = load_prior(config.prior, device).decode if config.representation_row.is_latent else None
     return SavedRun(path, config, found.update, thetas, notes, decode)

@@ -11,8 +11,8 @@ from dist_vsd.training.stopwatch import Stopwatch
 
 @torch.no_grad()
 def draw_particles(state: TrainingState, index: int, stopwatch: Stopwatch) -> None:
-    """Set every particle of this rank to a sample of the prior, in the first update; the noise is keyed by the particle."""
-    if index:
+    """Set every particle of this rank to a sample of the prior, in the first update of a stage; the noise is keyed by the particle."""
+    if index > state.stage.first:
         return
     config, prior, size = state.config, state.prior, state.micro_batch_size
     with stopwatch.stage("scores"):

@@ -87,9 +87,9 @@ def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tens
     return low + (high - low) * torch.rand(1, generator=generator).double()
 
 
-def draw_t(config: RunConfig, shots: list[Shot], index: int, process: Process) -> Tensor:
-    """Draw each shot's t from the range of this update; (B,) times of the process, the same for all views of a shot."""
-    high = max_fraction_at(config.timesteps, index / config.num_updates)
+def draw_t(config: RunConfig, shots: list[Shot], index: int, progress: float, process: Process) -> Tensor:
+    """Draw each shot's t from the range at a progress in [0, 1); (B,) times of the process, the same for all views of a shot."""
+    high = max_fraction_at(config.timesteps, progress)
     u = torch.cat([torch.rand(1, generator=key(config, "timestep", shot, index)) for shot in shots])
     return of_views(shots, process.draw_t(u, config.timesteps.min_fraction, high))
 

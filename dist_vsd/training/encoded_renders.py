@@ -33,7 +33,7 @@ def render(config: RunConfig, batch: MicroBatch, cameras: Cameras, index: int) -
 
 def encode(config: RunConfig, prior: Prior, renders: list[Render]) -> Tensor:
     """Return x_0 = E(g(theta, c)) of all views, (B, ...); a latent particle is its own x_0."""
-    image = torch.cat([one.image for one in renders])
+    image = torch.cat([one.channel(config.supervise) for one in renders])
     return image if config.representation_row.is_latent else prior.encode(image)
 
 

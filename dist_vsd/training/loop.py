@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import resource
 import time
@@ -9,12 +10,15 @@ from collections.abc import Callable
 
 import torch
 
+from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.runs import checkpoint
+from dist_vsd.runs.checkpoint import Checkpoint
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.training.preemption import StopRequest
 from dist_vsd.training.report import Report
 from dist_vsd.training.reporter import Reporter
-from dist_vsd.training.start import start_particles
+from dist_vsd.training.stages import Stage, stage_after
+from dist_vsd.training.start import Start
 from dist_vsd.training.state import TrainingState, phi_tensors
 from dist_vsd.training.update import update
 from dist_vsd.training.window import Window, means_by_band
@@ -23,27 +27,27 @@ from dist_vsd.training.window import Window, means_by_band
 def train(
     state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter, look: Callable[[int], None]
 ) -> bool:
-    """Run updates until the last one or a request to stop (collective).
+    """Run the updates of a stage until its last one or a request to stop (collective).
 
     Args:
-        state: after ``first`` updates.
-        first: see ``restore_newest``.
+        state: of the stage, after ``first`` updates of the run.
+        first: see ``begin``.
         directory: of the run, claimed.
         stop: tells whether this process was asked to stop; one rank's word stops all at the same update.
         reporter: told of every update.
         look: called after every update with the number of updates done; looks at the particles when it is time to.
 
     Returns:
-        True if all updates are done, False if the run was stopped with everything saved.
+        True if all updates of the stage are done, False if the run was stopped with everything saved.
 
     Raises:
         CheckpointError: a checkpoint could not be written.
     """
     config, collectives, window = state.config, state.collectives, Window()
     reporter.advance(first)
-    for index in range(first, config.num_updates):
+    for index in range(first, state.stage.last):
         begin, done = time.perf_counter(), index + 1
-        is_last = done == config.num_updates
+        is_last = done == state.stage.last
         is_logged = done % config.log_every == 0 or is_last
         collectives.begin_update(is_timed=is_logged)
         report = _update(state, index, is_logged)
@@ -81,49 +85,73 @@ def _update(state: TrainingState, index: int, measure: bool) -> Report:
         raise UpdateError(f"update {index + 1} broke ({error}): go on from the last checkpoint with --resume") from error
 
 
-def restore_newest(state: TrainingState, directory: RunDirectory) -> tuple[int, list[str]]:
-    """Restore the newest valid checkpoint if the run is resumed (collective).
+@dataclasses.dataclass(frozen=True)
+class GoingOn:
+    """Where a run begins or goes on.
 
-    Args:
-        state: at its start.
-        directory: of the run, claimed.
+    Attributes:
+        stage: whose updates come next.
+        checkpoint: the newest valid one, or None.
+        notes: a line for each thing to tell about it.
+    """
 
-    Returns:
-        The number of updates done, and notes about checkpoints that were passed over.
+    stage: Stage
+    checkpoint: Checkpoint | None
+    notes: list[str]
+
+
+def going_on(collectives: Collectives, stages: list[Stage], directory: RunDirectory) -> GoingOn:
+    """Find where a run begins, or goes on if it is resumed (collective).
 
     Raises:
         ValueError: --resume found no valid checkpoint.
     """
-    if not state.config.resume:
-        return 0, start_notes(state)
-    found, notes = checkpoint.newest_valid(directory.checkpoints, state.config)
-    state.collectives.require_equal("the newest valid checkpoint", found.update if found else None)
+    run = stages[0].run
+    if not run.resume:
+        return GoingOn(stages[0], None, [])
+    found, notes = checkpoint.newest_valid(directory.checkpoints, run)
+    collectives.require_equal("the newest valid checkpoint", found.update if found else None)
     if found is None:
         if notes:
             raise ValueError(f"--resume found no valid checkpoint in {directory.checkpoints}: {'; '.join(notes)}")
-        return 0, ["no checkpoint was saved yet: starting from update 0", *start_notes(state)]
-    checkpoint.restore(state, found)
-    return found.update, [*notes, f"resumed from {found.path.name}"]
+        return GoingOn(stages[0], None, ["no checkpoint was saved yet: starting from update 0"])
+    return GoingOn(stage_after(stages, found.update), found, [*notes, f"resumed from {found.path.name}"])
 
 
-def start_notes(state: TrainingState) -> list[str]:
-    """Begin from another run's particles if the run is asked to; return the line that says so."""
-    path = state.config.start_from
-    return [f"particles begin as {path} has them after update {start_particles(state, path)}"] if path else []
+def begin(state: TrainingState, directory: RunDirectory, found: Checkpoint | None = None) -> tuple[int, list[str]]:
+    """Put the particles of a stage to where they begin or go on (collective).
+
+    Args:
+        state: of the stage, as it was built.
+        directory: of the run, claimed.
+        found: the checkpoint that the run goes on from, or None.
+
+    Returns:
+        The updates of the run that are done, and a line for each thing to tell.
+    """
+    if found is not None and found.update > state.stage.first:
+        checkpoint.restore(state, found)
+        return found.update, []
+    start = Start(state.stage, directory.checkpoints)
+    start.put_all(state)
+    return state.stage.first, [start.says] if start.says else []
 
 
 def mend(state: TrainingState, particle: int, directory: RunDirectory) -> str:
     """Put a particle whose step was skipped back to its last good state; return the line that says so.
 
     While its parameters and moments are finite, they are that state: the skipped step never touched them. Otherwise it is
-    the newest valid checkpoint's, or the start.
+    the newest valid checkpoint's of this stage, or the start.
     """
     owned = next(p for p in state.particles if p.id == particle)
     if all(bool(tensor.isfinite().all()) for tensor in owned.tensors().values()):
         return f"particle {particle}: its gradient is not finite; the step is skipped, the particle is as before it"
-    found, _ = checkpoint.newest_valid(directory.checkpoints, state.config)
+    found, _ = checkpoint.newest_valid(directory.checkpoints, state.stage.run)
+    if found is None or found.update <= state.stage.first:  # of the stage before, if of any
+        Start(state.stage, directory.checkpoints).put(state, owned)
+        return f"particle {particle}: it is not finite; it is restored from its start"
     checkpoint.restore_particle(state, owned, found)
-    return f"particle {particle}: it is not finite; it is restored from {found.path.name if found else 'its start'}"
+    return f"particle {particle}: it is not finite; it is restored from {found.path.name}"
 
 
 def events_of_all_ranks(state: TrainingState, events: list[str]) -> list[str]:

@@ -27,7 +27,7 @@ def add_drawn_noise(state: TrainingState, shots: list[Shot], cameras: Cameras, x
     """
     config, process = state.config, state.prior.process
     y_c = state.prompt.for_cameras(cameras, config.camera)
-    t = draw_t(config, shots, index, process).to(x_0.device)
+    t = draw_t(config, shots, index, state.stage.progress(index), process).to(x_0.device)
     eps = draw_noise(config, "noise", shots, index, x_0)
     alpha_t, sigma_t = process.alpha_sigma(t, x_0)
     return Noised(

@@ -22,6 +22,7 @@ from dist_vsd.training.loss_scale import LossScale
 from dist_vsd.training.phi import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
 from dist_vsd.training.placement import Offloaded, OnDevice, Placement
 from dist_vsd.training.prompt import Prompt, embed_prompt
+from dist_vsd.training.stages import Stage
 
 DTYPES = {"": torch.float32, "fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,7 +32,8 @@ class TrainingState:
     """Everything that an update reads and changes on one rank.
 
     Attributes:
-        config: of the run.
+        config: of the stage: the run's, with what the stage changes.
+        stage: of the run that this state is of.
         layout: who owns what.
         collectives: over that layout.
         prior: the frozen model.
@@ -43,6 +45,7 @@ class TrainingState:
     """
 
     config: RunConfig
+    stage: Stage
     layout: Layout
     collectives: Collectives
     prior: Prior
@@ -58,11 +61,13 @@ class TrainingState:
         return 1 if self.config.deterministic else max(1, self.config.micro_batch_size // self.layout.views_per_shot)
 
 
-def build_state(config: RunConfig, layout: Layout, device: torch.device, accelerator: Accelerator | None = None) -> TrainingState:
-    """Make a run's state at update 0 on this rank (collective).
+def build_state(
+    run: RunConfig | Stage, layout: Layout, device: torch.device, accelerator: Accelerator | None = None
+) -> TrainingState:
+    """Make the state of a stage on this rank, its particles as they are drawn by their ids (collective).
 
     Args:
-        config: of the run.
+        run: the stage, or the configuration of a run that has but one.
         layout: of its particles, as this rank sees it.
         device: of this rank.
         accelerator: of this process; None on one process alone.
@@ -70,6 +75,8 @@ def build_state(config: RunConfig, layout: Layout, device: torch.device, acceler
     Raises:
         ValueError: the prior can't be used, or it does not know the prompt's words.
     """
+    stage = run if isinstance(run, Stage) else Stage.whole(run)
+    config = stage.config
     prior = load_prior(config.prior, device, DTYPES[config.precision])
     assert prior.views_per_shot == layout.views_per_shot, (prior.views_per_shot, layout.views_per_shot)
     prompt = embed_prompt(config, prior)
@@ -81,14 +88,14 @@ def build_state(config: RunConfig, layout: Layout, device: torch.device, acceler
     row = config.objective_row
     phi = build_phi(config, prior, collectives, accelerator) if row.needs_phi else None
     objective = row.objective_class()(config, prior, phi.score if phi is not None else None)
-    return TrainingState(config, layout, collectives, prior, prompt, particles, placement, phi, objective)
+    return TrainingState(config, stage, layout, collectives, prior, prompt, particles, placement, phi, objective)
 
 
 def build_particle(config: RunConfig, particle: int, device: torch.device) -> OwnedParticle:
     """Make one particle at its start, drawn by its id."""
     row = config.representation_row
     theta = row.particle_class()(row.settings(config), keyed_generator(config.seed, "initialize_theta", particle=particle))
-    return OwnedParticle.of(particle, theta.to(device))
+    return OwnedParticle.of(particle, theta.to(device), config.trains)
 
 
 def check_shape(config: RunConfig, prior: Prior) -> None:

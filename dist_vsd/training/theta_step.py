@@ -46,7 +46,8 @@ class ThetaStep:
                     statistic.zero_()
         roots = list(cotangents.roots)
         # Regularisers are means over a render, of the views of a shot.
-        penalty = sum(len(one.image) * regularization(config, self._index, one) for one in renders)
+        progress = self._state.stage.progress(self._index)
+        penalty = sum(len(one.image) * regularization(config, progress, one) for one in renders)
         if config.regularization.reconstruction > 0 and x_0 is not None:
             penalty = penalty + config.regularization.reconstruction * reconstruction_loss(self._state.prior, renders, x_0)
         if isinstance(penalty, Tensor):
@@ -85,13 +86,14 @@ class ThetaStep:
         if not math.isfinite(norm):
             self._report.bad_particles.append(particle.id)
             return
-        decay = learning_rate_factor(self._index / state.config.num_updates, state.config.final_lr_fraction)
-        for group, start in zip(particle.optimizer.param_groups, particle.theta.parameter_groups(), strict=True):
-            group["lr"] = start["lr"] * decay
+        decay = learning_rate_factor(state.stage.progress(self._index), state.config.final_lr_fraction)
+        start = {group["name"]: group["lr"] for group in particle.theta.parameter_groups()}
+        for group in particle.optimizer.param_groups:
+            group["lr"] = start[group["name"]] * decay
         particle.optimizer.step()
         if statistics:
             particle.theta.count(total[len(parameters) :])
-        if particle.theta.changes_at(self._index):
+        if particle.theta.changes_at(self._index - state.stage.first):
             change(state, particle, self._index)
 
 
@@ -104,7 +106,7 @@ def change(state: TrainingState, particle: OwnedParticle, index: int) -> None:
     if is_first:
         shapes = [parameter.shape for parameter in particle.parameters]
         generator = keyed_generator(state.config.seed, "occupancy", particle=particle.id, update=index)
-        particle.theta.after_update(index, generator, particle.optimizer)
+        particle.theta.after_update(index - state.stage.first, generator, particle.optimizer)
     if state.layout.view_ranks == 1:
         return
     sent = None
@@ -118,10 +120,10 @@ def change(state: TrainingState, particle: OwnedParticle, index: int) -> None:
         particle.restore((own if not any("optimizer/" in name for name in received) else {}) | received)
 
 
-def regularization(config: RunConfig, index: int, render: Render) -> Tensor | float:
-    """Weigh a render's regularisers; 0.0 where there are none or none acts."""
+def regularization(config: RunConfig, progress: float, render: Render) -> Tensor | float:
+    """Weigh a render's regularisers at a progress in [0, 1); 0.0 where there are none or none acts."""
     weights = config.regularization.of_renders
-    if not render.regularizers or index < config.regularization.begin_at * config.num_updates:
+    if not render.regularizers or progress < config.regularization.begin_at:
         return 0.0
     return sum((weight * render.regularizers[name]() for name, weight in weights.items() if weight > 0), start=0.0)
 

@@ -55,7 +55,7 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
             if noised is not None and shared_pass is not None:
                 noised = shared_pass.learn_at(encoded[-1], noised)
             generators = [key(config, "augmentation", shot, index) for shot in shots]
-            cotangents = objective.cotangents(Batch(renders, c, index / config.num_updates, generators, noised))
+            cotangents = objective.cotangents(Batch(renders, c, state.stage.progress(index), generators, noised))
             report.add(cotangents, renders, prior.process.fraction(noised.t) if noised is not None else None)
         with stopwatch.stage("backward"):
             theta_step.backward(batch, cotangents, renders, x_0)
