@@ -101,13 +101,12 @@ def run_sample(arguments: list[str]) -> int:
 
     check_prompts([parsed.prompt], find_pipeline(parsed.prior))
 
-    import torch
-
+    from dist_vsd.device import best_device
     from dist_vsd.image_files import enlarge, tile, write_png
     from dist_vsd.priors.sampling import sample_images
     from dist_vsd.priors.table import load_prior
 
-    prior = load_prior(parsed.prior, "cuda" if torch.cuda.is_available() else "cpu")
+    prior = load_prior(parsed.prior, best_device())
     seeds = range(parsed.seed, parsed.seed + parsed.num_samples)
     prompts = [parsed.prompt] * parsed.num_samples
     images = sample_images(prior, prompts, parsed.num_steps, parsed.guidance_scale, seeds, parsed.sampler)
@@ -123,12 +122,11 @@ def run_train(arguments: list[str]) -> int:
     require_writable_folder(out, f"--out {parsed.out!r}")
     require_writable_folder(work, f"--work-dir {parsed.work_dir!r}")
 
-    import torch
-
+    from dist_vsd.device import best_device
     from dist_vsd.priors.embedded.card import measure, write_card
     from dist_vsd.priors.embedded.recipe import LineReporter, train_prior, write_prior
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = best_device()
     prior, held_out = train_prior(parsed.recipe, work, device, LineReporter())
     write_prior(prior, out)
     print("measuring", flush=True)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from dist_vsd.device import synchronize
 from dist_vsd.distributed.heartbeat import GO_ON, RankLost, current_heartbeat
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.errors import RunFailed
@@ -37,8 +38,7 @@ def _device() -> torch.device:
 
 def _now() -> float:
     """Return the time at which all that was asked of this rank's device is done."""
-    if dist.get_backend() == "nccl":
-        torch.cuda.synchronize()  # CPU-GPU sync
+    synchronize(_device())
     return time.perf_counter()
 
 

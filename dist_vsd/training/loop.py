@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import resource
 import time
 from collections.abc import Callable
 
-import torch
-
+from dist_vsd.device import peak_memory_mib
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.runs import checkpoint
 from dist_vsd.runs.checkpoint import Checkpoint
@@ -172,10 +170,3 @@ def figures_of_all_ranks(state: TrainingState, report: Report, window: Window, s
     values = {name: [row["figures"][name] for row in rows if row["figures"].get(name) is not None] or [float("nan")] for name in names}
     means = {name: max(v) if name.startswith("memory/") else sum(v) / len(v) for name, v in values.items()}
     return means | means_by_band([row["gaps"] for row in rows])
-
-
-def peak_memory_mib(device: torch.device) -> float:
-    """Return the most memory so far: allocated on the GPU, or resident in main memory on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

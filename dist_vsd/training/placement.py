@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from dist_vsd.device import SideStream
 from dist_vsd.particles.owned_particle import OwnedParticle
 
 
@@ -60,9 +61,9 @@ class Offloaded:
 
     def __init__(self, particles: Iterable[OwnedParticle], device: torch.device) -> None:
         self._device = device
-        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._copies = SideStream(device)
         self._host: dict[int, dict[int, Tensor]] = {}
-        self._arrived: dict[int, torch.cuda.Event | None] = {}
+        self._arrived: dict[int, Any] = {}  # marks
         self.resident: set[int] = set()
         self.most_resident = 0
         for particle in particles:
@@ -73,24 +74,19 @@ class Offloaded:
         """Have particles on the device when this returns (for the current stream)."""
         self.prefetch(particles)
         for particle in particles:
-            event = self._arrived.get(particle.id)
-            if event is not None:
-                torch.cuda.current_stream(self._device).wait_event(event)
+            self._copies.let_computation_wait(self._arrived.get(particle.id))
 
     def prefetch(self, particles: Sequence[OwnedParticle]) -> None:
         """Begin to bring particles that are needed next, on a stream of their own."""
-        computing = torch.cuda.current_stream(self._device) if self._stream is not None else None
         for particle in particles:
             if particle.id in self.resident:
                 continue
             self.resident.add(particle.id)
             self.most_resident = max(self.most_resident, len(self.resident))
-            with torch.cuda.stream(self._stream):
+            with self._copies.queued():
                 for tensor in _tensors(particle):
-                    tensor.data = tensor.data.to(self._device, non_blocking=True, copy=True)
-                    if computing is not None:  # its memory is used, and may be freed, on the computing stream
-                        tensor.data.record_stream(computing)
-                self._arrived[particle.id] = self._stream.record_event() if self._stream is not None else None
+                    tensor.data = self._copies.brought(tensor.data)
+                self._arrived[particle.id] = self._copies.mark()
 
     def release(self, particles: Sequence[OwnedParticle]) -> None:
         """Send particles back to the host."""
@@ -101,22 +97,18 @@ class Offloaded:
 
     def settle(self) -> None:
         """Wait until every copy is done."""
-        if self._stream is not None:
-            self._stream.synchronize()  # CPU-GPU sync
+        self._copies.synchronize()
 
     def _to_host(self, particle: OwnedParticle) -> None:
         host = self._host[particle.id]
-        if self._stream is not None:
-            self._stream.wait_stream(torch.cuda.current_stream(self._device))  # the step must be done before its result travels
-        with torch.cuda.stream(self._stream):
+        self._copies.wait_for_computation()  # the step must be done before its result travels
+        with self._copies.queued():
             for place, tensor in enumerate(_tensors(particle)):
                 tensor.grad = None
                 kept = host.get(place)
                 if kept is None or kept.shape != tensor.shape:
-                    kept = host[place] = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._stream is not None)
-                kept.copy_(tensor.data, non_blocking=True)
-                if self._stream is not None:
-                    tensor.data.record_stream(self._stream)
+                    kept = host[place] = self._copies.home_for(tensor)
+                self._copies.take_home(tensor.data, kept)
                 tensor.data = kept
 
 

@@ -9,13 +9,15 @@ from collections.abc import Iterator
 
 import torch
 
+from dist_vsd.device import synchronize
+
 
 class Stopwatch:
     """Adds up seconds by stage; on a GPU each reading is a CPU-GPU sync, so it reads only when it is asked to."""
 
-    def __init__(self, device: torch.device, synchronize: bool) -> None:
+    def __init__(self, device: torch.device, waits: bool) -> None:
         self.seconds: dict[str, float] = defaultdict(float)
-        self._synchronize = synchronize and device.type == "cuda"
+        self._device, self._waits = device, waits
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -25,6 +27,6 @@ class Stopwatch:
         self.seconds[name] += self._now() - begin
 
     def _now(self) -> float:
-        if self._synchronize:
-            torch.cuda.synchronize()  # CPU-GPU sync
+        if self._waits:
+            synchronize(self._device)
         return time.perf_counter()

@@ -1,0 +1,98 @@
+"""What is asked of an accelerator beside tensors: which one, waiting for it, its peak memory, and copies beside its work.
+
+The one place that knows of streams, events and pinned memory. Another kind of accelerator than CUDA serves as far as its module of
+torch (``torch.get_device_module``) has the same names. On a CPU everything is done when it returns, and all of this does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import resource
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def best_device() -> torch.device:
+    """Return where a command of one process computes: the GPU where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def is_accelerator(device: torch.device) -> bool:
+    """Say whether a device works beside the CPU, which then has to wait for its results."""
+    return device.type not in ("cpu", "meta")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until all that a device was given is done."""
+    if is_accelerator(device):
+        torch.get_device_module(device).synchronize()  # CPU-GPU sync
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """Return the most memory so far: allocated on the accelerator, or resident in main memory on a CPU."""
+    if is_accelerator(device):
+        return torch.get_device_module(device).max_memory_allocated(device) / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+
+
+class SideStream:
+    """A queue of copies between host and device that go on beside the computation, which has a queue of its own.
+
+    Args:
+        device: whose; on a CPU copies are done when they return.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._module = torch.get_device_module(device) if is_accelerator(device) else None
+        self._stream: Any = self._module.Stream(device) if self._module is not None else None
+        self._computation: Any = None  # the queue that was current when queued() began
+
+    @contextlib.contextmanager
+    def queued(self) -> Iterator[None]:
+        """Let copies inside the ``with`` go into this queue."""
+        if self._module is None:
+            yield
+            return
+        self._computation = self._module.current_stream(self._device)
+        with self._module.stream(self._stream):
+            yield
+
+    def wait_for_computation(self) -> None:
+        """Let what is queued here from now on wait for what the computation has been given so far."""
+        if self._module is not None:
+            self._stream.wait_stream(self._module.current_stream(self._device))
+
+    def mark(self) -> Any:
+        """Return a mark of what has been queued here so far, for ``let_computation_wait``."""
+        return self._stream.record_event() if self._module is not None else None
+
+    def let_computation_wait(self, mark: Any) -> None:
+        """Let what the computation is given from now on wait for a mark."""
+        if self._module is not None and mark is not None:
+            self._module.current_stream(self._device).wait_event(mark)
+
+    def brought(self, tensor: Tensor) -> Tensor:
+        """Queue, inside queued(), a copy of a host's tensor to the device, whose memory is kept until the computation is done with it."""
+        copy = tensor.to(self._device, non_blocking=True, copy=True)
+        if self._computation is not None:
+            copy.record_stream(self._computation)
+        return copy
+
+    def take_home(self, tensor: Tensor, home: Tensor) -> None:
+        """Queue, inside queued(), a copy of a tensor into the host's memory; the tensor's own is kept until it is done."""
+        home.copy_(tensor, non_blocking=True)
+        if self._module is not None and is_accelerator(tensor.device):
+            tensor.record_stream(self._stream)
+
+    def home_for(self, tensor: Tensor) -> Tensor:
+        """Return host memory, pinned where copies are queued, for a tensor."""
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=self._module is not None)
+
+    def synchronize(self) -> None:
+        """Wait until all that was queued here is done."""
+        if self._module is not None:
+            self._stream.synchronize()  # CPU-GPU sync
