@@ -115,6 +115,16 @@ def no_reduction(_here):
     phi.DataParallelPhi.accumulate = accumulate
 
 
+def fp16_passes_on_a_cpu(_here):
+    """Don't refuse fp16 for want of a GPU: torch can do it on a CPU, if slowly."""
+    from dist_vsd.distributed import process
+
+    def resolve(precision, _on_cpu, original=process.resolve_precision):
+        return original(precision, False)
+
+    process.resolve_precision = resolve
+
+
 def rank_is_slow(here):
     """Sleep in every update."""
     at_update(lambda _state, _index: time.sleep(0.2 if here else 0.0))
@@ -165,7 +175,7 @@ def teardown_aborts(here):
 
 ALL = (
     theta_becomes_nan, render_is_nan, phi_loss_is_nan, phi_overflows, theta_drifts, grid_is_refreshed_otherwise, no_reduction,
-    rank_is_slow, rank_breaks, stopped_while_wandb_hangs, killed_inside_a_checkpoint, teardown_aborts,
+    fp16_passes_on_a_cpu, rank_is_slow, rank_breaks, stopped_while_wandb_hangs, killed_inside_a_checkpoint, teardown_aborts,
 )  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 

@@ -24,9 +24,13 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.preloaded"])
 
 
-def launcher_variables(config, num_ranks):
-    """Return what `accelerate launch --config_file` tells its ranks of its YAML, by accelerate's own words."""
-    words = ["--config_file", str(ROOT / "launch_configs" / f"{config}.yaml"), "--num_processes", str(num_ranks), "-m", "dist_vsd"]
+def launch_words(config, num_ranks):
+    """Return the words that start some ranks by a file of launch_configs/."""
+    return ["--config_file", str(ROOT / "launch_configs" / f"{config}.yaml"), "--num_processes", str(num_ranks), "-m", "dist_vsd"]
+
+
+def launcher_variables(words):
+    """Return what `accelerate launch` tells its ranks of its words and their YAML, by accelerate's own parser and code."""
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     arguments.deepspeed_fields_from_accelerate_config = ",".join(load_config_from_file(arguments.config_file).deepspeed_config)
     before = dict(os.environ)
@@ -44,7 +48,7 @@ class Ranks:
     Args:
         arguments: of `train`.
         num_ranks: one is a process without a launcher's variables.
-        config: of launch_configs/.
+        config: of launch_configs/, or the words of an `accelerate launch`.
         fault: a fault of tests/faults.py and the rank that it strikes.
 
     Attributes:
@@ -57,7 +61,8 @@ class Ranks:
         if num_ranks > 1:
             # Served from here, as torchrun's agent does: a port looked up for rank 0 could be another's by the time it binds it.
             self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            shared |= launcher_variables(config, num_ranks) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            words = launch_words(config, num_ranks) if isinstance(config, str) else config
+            shared |= launcher_variables(words) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
             shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
         own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {} for rank in range(num_ranks)]

@@ -1,105 +1,20 @@
-"""launch_configs/: every file is what its head comment says, and wrong launches end in one line on all ranks."""
+"""Wrong launches end in one line on all ranks; and what a launcher's precision and DeepSpeed settings do."""
 
 import datetime
-import itertools
-import shlex
-import socket
 import subprocess
 import sys
 
 import pytest
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 
 from dist_vsd.cli import main
+from dist_vsd.commands.train import _parse
 from dist_vsd.distributed.launch_checks import check_launch, check_zero, resolve_precision
 from dist_vsd.distributed.store import refuse_together
 from dist_vsd.errors import RunFailed
-from tests.runs import ROOT, TINY, checkpoint, environment
+from tests.runs import TINY, environment, free_port, train
 
-CONFIGS = {file.stem: file for file in sorted((ROOT / "launch_configs").glob("*.yaml"))}
-ON_CPU = ["cpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero2_offload", "deepspeed_zero3_offload"]
-ON_GPU = ["single_gpu", "multi_gpu", "bf16", "fp16"]
 SHORT = [*TINY, "--num-updates", "2", "--checkpoint-every", "2"]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-
-
-def head_lines(name):
-    """Return the launch lines of a file's head comment as lists of words."""
-    head = itertools.takewhile(lambda line: line.startswith("#"), CONFIGS[name].read_text().splitlines())
-    text = "\n".join(line.removeprefix("#") for line in head).replace("\\\n", " ")
-    return [shlex.split(line) for line in text.splitlines() if "accelerate launch" in line]
-
-
-def after_launch(words):
-    """Return the arguments of `accelerate launch`."""
-    return words[words.index("launch") + 1 :]
-
-
-def run_line(words, arguments, launch=()):
-    """Run a launch line with a prompt of the embedded prior, other arguments of `train`, and any port that is free."""
-    variables = dict(word.split("=", 1) for word in words[: words.index("accelerate")])
-    own = after_launch(words)
-    command = [*LAUNCH, "--main_process_port", "0", *launch, *own[: own.index("train") + 1], "a green duck", *arguments]
-    done = subprocess.run(
-        command, env=environment() | variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
-    )
-    return done.returncode, done.stdout
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_head_comment_holds_a_line_that_starts_it(name, capsys):
-    config = load_config_from_file(str(CONFIGS[name]))  # refuses unknown keys
-    known = vars(launch_command_parser().parse_args(["script.py"]))
-    assert set(config.deepspeed_config) <= set(known)  # of these accelerate would ignore unknown ones
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    help_text = capsys.readouterr().out
-    assert head_lines(name)
-    for words in head_lines(name):
-        launcher = launch_command_parser().parse_args(after_launch(words))
-        assert (launcher.config_file, launcher.module, launcher.training_script) == (f"launch_configs/{name}.yaml", True, "dist_vsd")
-        command, _prompt, *flags = launcher.training_script_args
-        assert command == "train"
-        assert all(flag in help_text for flag in flags if flag.startswith("--"))
-
-
-@pytest.fixture(scope="module")
-def phi_of_plain_ranks(tmp_path_factory):
-    """phi after two updates on two ranks without DeepSpeed."""
-    run_dir = tmp_path_factory.mktemp("plain") / "run"
-    code, output = run_line(head_lines("cpu")[0], ["--num-particles", "2", *SHORT, "--run-dir", str(run_dir)])
-    assert code == 0, output
-    return {n: t for n, t in checkpoint(run_dir, 2).items() if n.startswith("phi")}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the lines for a CPU")
-@pytest.mark.parametrize("name", ON_CPU)
-def test_two_cpu_ranks_start_as_the_head_says_and_make_the_same_phi(name, tmp_path, phi_of_plain_ranks):
-    if name == "cpu":
-        assert phi_of_plain_ranks  # its own run
-        return
-    pytest.importorskip("deepspeed")
-    words = next(words for words in head_lines(name) if words[0].startswith("OMP_NUM_THREADS"))
-    code, output = run_line(words, ["--num-particles", "2", *SHORT, "--run-dir", str(tmp_path / "run")])
-    assert code == 0, output
-    assert "DeepSpeed" not in output, "its chatter is kept off the terminal"
-    phi = checkpoint(tmp_path / "run", 2)
-    for tensor_name, expected in phi_of_plain_ranks.items():
-        # ZeRO 3 has a linear layer of its own: rounding, which two steps of Adam amplify where a gradient is nearly zero.
-        torch.testing.assert_close(phi[tensor_name], expected, rtol=1e-3, atol=1e-4, msg=lambda m, n=tensor_name: f"{n}: {m}")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", [*ON_GPU, *ON_CPU[1:]])
-def test_gpus_start_as_the_head_says(name, tmp_path):
-    ranks = 1 if name == "single_gpu" else torch.cuda.device_count()
-    words = head_lines(name)[0]
-    own = [w for i, w in enumerate(words) if w != "--num_processes" and words[i - 1] != "--num_processes"]
-    launch = ["--num_processes", str(ranks)]
-    code, output = run_line(own, ["--num-particles", str(ranks), *SHORT, "--run-dir", str(tmp_path / "run")], launch)
-    assert code == 0, output
 
 
 @pytest.mark.parametrize(
@@ -142,6 +57,19 @@ def test_the_precision_is_the_flags_or_else_the_launchers(flag, launcher, on_cpu
     assert resolve_precision(flag, on_cpu) == resolved
 
 
+def test_a_presets_precision_gives_way_to_the_launchers_and_a_files_or_flags_does_not(monkeypatch, tmp_path):
+    (tmp_path / "file.yaml").write_text("precision: bf16\n")
+    words = ["a pineapple", "--preset", "stable-diffusion", "--prior", "somewhere"]
+    own = (["--config", str(tmp_path / "file.yaml")], ["--precision", "bf16"])
+    assert _parse(words).run.precision == "bf16"  # the preset's
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert _parse(words).run.precision == "fp16"
+    for asked in own:
+        precision = _parse([*words, *asked]).run.precision
+        with pytest.raises(ValueError, match="precision is bf16 but the launcher's mixed_precision is fp16"):
+            resolve_precision(precision, on_cpu=False)
+
+
 def test_deepspeed_settings_that_change_the_update_are_refused():
     check_zero(2, {"gradient_accumulation_steps": 1, "gradient_clipping": "auto"})
     for stage, settings in [(0, {}), (2, {"gradient_accumulation_steps": 4}), (2, {"gradient_clipping": 1.0})]:
@@ -165,9 +93,7 @@ def two_ranks(flags_of_rank, driver=""):
     Returns:
         The exit codes and outputs of the two.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = free_port()
     code = f"import os, sys\nrank = os.environ['RANK']\n{driver}\nfrom dist_vsd.cli import run_process\nrun_process()"
     ranks = []
     for rank, flags in enumerate(flags_of_rank):
@@ -240,9 +166,7 @@ def test_ranks_that_differ_all_end_with_2_and_one_line(other_flags, driver, told
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is right there")
 def test_fp16_on_cpu_ranks_ends_the_launch_with_one_line(tmp_path):
-    words = head_lines("fp16")[0]
-    words[words.index("--num_processes") + 1] = "2"
-    code, output = run_line(words, [*SHORT, "--run-dir", str(tmp_path / "run")])
+    code, output = train(["a green duck", *SHORT, "--run-dir", str(tmp_path / "run")], num_ranks=2, config="fp16")
     assert code != 0
     assert output.count("dist-vsd: error:") == 1
     assert "precision fp16 needs a GPU: use fp32 or bf16" in output
