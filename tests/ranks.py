@@ -50,13 +50,14 @@ class Ranks:
         num_ranks: one is a process without a launcher's variables.
         config: of launch_configs/, or the words of an `accelerate launch`.
         fault: a fault of tests/faults.py and the rank that it strikes.
+        own: further arguments of a rank, by its number.
 
     Attributes:
         processes: of the ranks.
         store: the launcher's, served by this process; None for one rank.
     """
 
-    def __init__(self, arguments, num_ranks=1, config="cpu", fault=()):
+    def __init__(self, arguments, num_ranks=1, config="cpu", fault=(), own=None):
         shared, self.store = environment(), None
         if num_ranks > 1:
             # Served from here, as torchrun's agent does: a port looked up for rank 0 could be another's by the time it binds it.
@@ -65,13 +66,14 @@ class Ranks:
             shared |= launcher_variables(words) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
             shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
-        own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {} for rank in range(num_ranks)]
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(num_ranks)]
-        words = [(["train", *arguments], fault, shared | variables, str(file)) for variables, file in zip(own, self._outputs, strict=True)]
-        self.processes = [SERVER.Process(target=_rank, args=arguments_of_rank) for arguments_of_rank in words]
-        for process in self.processes:
-            process.start()
+        self.processes = []
+        for rank, file in enumerate(self._outputs):
+            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
+            words = ["train", *arguments, *(own or {}).get(rank, [])]
+            self.processes.append(SERVER.Process(target=_rank, args=(words, fault, shared | variables, str(file))))
+            self.processes[rank].start()
 
     def output(self, rank):
         """Return what a rank has printed so far."""

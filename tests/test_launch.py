@@ -1,8 +1,6 @@
 """Wrong launches end in one line on all ranks; and what a launcher's precision and DeepSpeed settings do."""
 
 import datetime
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -12,7 +10,8 @@ from dist_vsd.commands.train import _parse
 from dist_vsd.distributed.launch_checks import check_launch, check_zero, resolve_precision
 from dist_vsd.distributed.store import refuse_together
 from dist_vsd.errors import RunFailed
-from tests.runs import TINY, environment, free_port, train
+from tests.ranks import Ranks, launch_words, run_ranks
+from tests.runs import TINY, train
 
 SHORT = [*TINY, "--num-updates", "2", "--checkpoint-every", "2"]
 
@@ -87,78 +86,31 @@ def test_a_rank_that_never_comes_is_named(monkeypatch):
         refuse_together(store, "launch", "")
 
 
-def two_ranks(flags_of_rank, driver=""):
-    """Run `train` on two ranks as a launcher would, each with flags of its own; ``driver`` is run before, in each rank.
-
-    Returns:
-        The exit codes and outputs of the two.
-    """
-    port = free_port()
-    code = f"import os, sys\nrank = os.environ['RANK']\n{driver}\nfrom dist_vsd.cli import run_process\nrun_process()"
-    ranks = []
-    for rank, flags in enumerate(flags_of_rank):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
-        env = environment() | own | shared
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        ranks.append(subprocess.Popen([sys.executable, "-c", code, "train", "a green duck", *SHORT, *flags], env=env, **pipes))
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [rank.returncode for rank in ranks], outputs
-
-
-OLD_TORCH_ON_RANK_1 = """
-import importlib.metadata
-real = importlib.metadata.version
-if rank == "1":
-    importlib.metadata.version = lambda package: "2.6.1" if package == "torch" else real(package)
-"""
-NO_DEEPSPEED_ON_RANK_1 = """
-os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-import importlib.util
-real = importlib.util.find_spec
-if rank == "1":
-    importlib.util.find_spec = lambda name, *rest: None if name == "deepspeed" else real(name, *rest)
-else:
-    importlib.util.find_spec = lambda name, *rest: real("json") if name == "deepspeed" else real(name, *rest)
-"""
-
-
-ZERO_3 = """
-os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_MIXED_PRECISION": "bf16"}
-from dist_vsd.distributed.process import start_process
-process = start_process()
-settings = process.accelerator.deepspeed_plugin.deepspeed_config
-print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"])
-sys.stdout.flush()
-os._exit(0)
-"""
-
-
 def test_deepspeed_is_on_and_its_own_precision_and_clipping_are_off():
     pytest.importorskip("deepspeed")
-    codes, outputs = two_ranks([[], []], ZERO_3)
-    assert codes == [0, 0], outputs
-    assert outputs[0].splitlines()[-1] == "3 bf16 DEEPSPEED 0.0 {'enabled': False}"  # the first start compiles, and says so
+    launch = ["--mixed_precision", "bf16", *launch_words("deepspeed_zero3", 2)]
+    code, output = run_ranks(["a green duck"], 2, launch, fault=("tells_how_it_started", "all"))
+    assert code == 0, output
+    assert output.splitlines()[-1] == "3 bf16 DEEPSPEED 0.0 {'enabled': False}"  # the first start compiles, and says so
 
 
 @pytest.mark.parametrize(
-    ("other_flags", "driver", "told"),
+    ("other_flags", "fault", "told"),
     [
-        (["--score.rank", "3"], "", ["configuration score.rank must be the same on all ranks, got 4 on rank 0, 3 on rank 1"]),
-        (["--num-updates", "0"], "", ["num_updates must be at least 1, got 0: raise --num-updates (on rank 1)"]),
-        ([], OLD_TORCH_ON_RANK_1, ["version of torch must be the same on all ranks", "'2.6.1' on rank 1: install the same packages"]),
-        ([], NO_DEEPSPEED_ON_RANK_1, ["DeepSpeed, which is not installed: pip install dist_vsd[deepspeed]", "(on rank 1)"]),
+        (["--score.rank", "3"], (), ["configuration score.rank must be the same on all ranks, got 4 on rank 0, 3 on rank 1"]),
+        (["--num-updates", "0"], (), ["num_updates must be at least 1, got 0: raise --num-updates (on rank 1)"]),
+        ([], ("torch_is_older", "1"), ["version of torch must be the same on all ranks", "'2.6.1' on rank 1: install the same packages"]),
+        ([], ("deepspeed_is_missing", "1"), ["DeepSpeed, which is not installed: pip install dist_vsd[deepspeed]", "(on rank 1)"]),
     ],
     ids=["configuration", "bad input", "version", "deepspeed"],
 )
-def test_ranks_that_differ_all_end_with_2_and_one_line(other_flags, driver, told, tmp_path):
-    flags = ["--num-particles", "2", "--score.rank", "4", "--run-dir", str(tmp_path / "run")]
-    codes, outputs = two_ranks([flags, [*flags, *other_flags]], driver)
-    assert codes == [2, 2], outputs
+def test_ranks_that_differ_all_end_with_2_and_one_line(other_flags, fault, told, tmp_path):
+    flags = ["a green duck", *SHORT, "--num-particles", "2", "--score.rank", "4", "--run-dir", str(tmp_path / "run")]
+    ranks = Ranks(flags, 2, fault=fault, own={1: other_flags})
+    for process in ranks.processes:
+        process.join(300)
+    outputs = [ranks.output(rank) for rank in range(2)]
+    assert ranks.finish()[0] == [2, 2], outputs
     assert [output.count("dist-vsd: error:") for output in outputs] == [1, 0]
     assert all(text in outputs[0] for text in told), outputs[0]
     assert not (tmp_path / "run").exists()
