@@ -193,7 +193,8 @@ class _PlainFields:
     micro_batch_size: int = 4
     """Renders of a rank that pass through the frozen networks together."""
     precision: str = ""
-    """Of the frozen networks: fp32, bf16 or fp16 (theta, phi and all gradients stay fp32); empty: what the launcher says."""
+    """Of the frozen networks: fp32, bf16 or fp16 (theta, phi and all gradients stay fp32); empty: what the launcher says, to which a
+    preset's gives way too."""
     deterministic: bool = False
     """Sum gradients render by render in the order of particles: the same bits on any layout, more messages, less speed."""
     checkpoint_every: int = 100

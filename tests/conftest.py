@@ -19,3 +19,13 @@ def slurm(tmp_path_factory):
         unavailable(reason)
     with SlurmCluster(tmp_path_factory.mktemp("slurm"), networks=True) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def random_prior(tmp_path_factory):
+    """The folder of a random Stable Diffusion 2.1-base of a few thousand weights."""
+    from tests.tiny_pipelines import build_pipeline
+
+    folder = tmp_path_factory.mktemp("random_prior")
+    build_pipeline("sd2", folder / "parts").save_pretrained(folder / "pipeline")
+    return str(folder / "pipeline")

@@ -115,6 +115,50 @@ def no_reduction(_here):
     phi.DataParallelPhi.accumulate = accumulate
 
 
+def fp16_passes_on_a_cpu(_here):
+    """Don't refuse fp16 for want of a GPU: torch can do it on a CPU, if slowly."""
+    from dist_vsd.distributed import process
+
+    def resolve(precision, _on_cpu, original=process.resolve_precision):
+        return original(precision, False)
+
+    process.resolve_precision = resolve
+
+
+def torch_is_older(here):
+    """Have an older torch installed on this rank."""
+    import importlib.metadata
+
+    def version(package, original=importlib.metadata.version):
+        return "2.6.1" if here and package == "torch" else original(package)
+
+    importlib.metadata.version = version
+
+
+def deepspeed_is_missing(here):
+    """Be told to use DeepSpeed, which this rank alone does not have."""
+    import importlib.util
+
+    def find_spec(name, *rest, original=importlib.util.find_spec):
+        if name != "deepspeed":
+            return original(name, *rest)
+        return None if here else original("json")
+
+    os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
+    importlib.util.find_spec = find_spec
+
+
+def tells_how_it_started(_here):
+    """Join the other ranks, print what this process was made, and end."""
+    from dist_vsd.distributed.process import start_process
+
+    process = start_process()
+    settings = process.accelerator.deepspeed_plugin.deepspeed_config
+    kind, clipping, bf16 = process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"]
+    print(process.zero_stage, process.precision, kind, clipping, bf16, flush=True)
+    os._exit(0)
+
+
 def rank_is_slow(here):
     """Sleep in every update."""
     at_update(lambda _state, _index: time.sleep(0.2 if here else 0.0))
@@ -165,7 +209,8 @@ def teardown_aborts(here):
 
 ALL = (
     theta_becomes_nan, render_is_nan, phi_loss_is_nan, phi_overflows, theta_drifts, grid_is_refreshed_otherwise, no_reduction,
-    rank_is_slow, rank_breaks, stopped_while_wandb_hangs, killed_inside_a_checkpoint, teardown_aborts,
+    fp16_passes_on_a_cpu, torch_is_older, deepspeed_is_missing, tells_how_it_started, rank_is_slow, rank_breaks, stopped_while_wandb_hangs,
+    killed_inside_a_checkpoint, teardown_aborts,
 )  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 

@@ -1,6 +1,7 @@
-"""Reading the README and the guide: their command lines, files, headings, links and pictures."""
+"""Reading the README and the guide: their command lines, files, headings, links, pictures; and the heads of other files."""
 
 import dataclasses
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -82,3 +83,9 @@ def lines_of(page, chapter=None):
     """Return the command lines of a page, or of the chapter under one of its headings."""
     blocks = [block for block in blocks_of(page) if block.language == COMMANDS and chapter in (None, *block.headings[-1:])]
     return [line for block in blocks for line in commands_in(page, block.text)]
+
+
+def lines_of_head(file):
+    """Return the command lines in the comment that a file begins with: what stands indented there."""
+    head = itertools.takewhile(lambda line: line.startswith("#"), file.read_text().splitlines())
+    return commands_in(file, "\n".join(line.removeprefix("#").strip() for line in head if line.startswith("#   ")))

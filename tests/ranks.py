@@ -25,9 +25,13 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.preloaded"])
 
 
-def launcher_variables(config, num_ranks):
-    """Return what `accelerate launch --config_file` tells its ranks of its YAML, by accelerate's own words."""
-    words = ["--config_file", str(ROOT / "launch_configs" / f"{config}.yaml"), "--num_processes", str(num_ranks), "-m", "dist_vsd"]
+def launch_words(config, num_ranks):
+    """Return the words that start some ranks by a file of launch_configs/."""
+    return ["--config_file", str(ROOT / "launch_configs" / f"{config}.yaml"), "--num_processes", str(num_ranks), "-m", "dist_vsd"]
+
+
+def launcher_variables(words):
+    """Return what `accelerate launch` tells its ranks of its words and their YAML, by accelerate's own parser and code."""
     arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(words))
     arguments.deepspeed_fields_from_accelerate_config = ",".join(load_config_from_file(arguments.config_file).deepspeed_config)
     before = dict(os.environ)
@@ -45,33 +49,33 @@ class Ranks:
     Args:
         arguments: of `train`.
         num_ranks: one is a process without a launcher's variables.
-        config: of launch_configs/.
+        config: of launch_configs/, or the words of an `accelerate launch`.
         fault: a fault of tests/faults.py and the rank that it strikes.
         extension: "module:function" that every rank calls first, such as one that adds a row to a table.
+        own: further arguments of a rank, by its number.
 
     Attributes:
         processes: of the ranks.
         store: the launcher's, served by this process; None for one rank.
     """
 
-    def __init__(self, arguments, num_ranks=1, config="cpu", fault=(), extension=""):
+    def __init__(self, arguments, num_ranks=1, config="cpu", fault=(), extension="", own=None):
         shared, self.store = environment(), None
         if num_ranks > 1:
             # Served from here, as torchrun's agent does: a port looked up for rank 0 could be another's by the time it binds it.
             self.store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-            shared |= launcher_variables(config, num_ranks) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
+            words = launch_words(config, num_ranks) if isinstance(config, str) else config
+            shared |= launcher_variables(words) | {"TORCHELASTIC_USE_AGENT_STORE": "True"}
             shared |= {"WORLD_SIZE": str(num_ranks), "LOCAL_WORLD_SIZE": str(num_ranks)}
             shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self.store.port)}
-        own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {} for rank in range(num_ranks)]
         self._folder = tempfile.TemporaryDirectory()
         self._outputs = [Path(self._folder.name) / f"rank_{rank}" for rank in range(num_ranks)]
-        words = [
-            (["train", *arguments], fault, extension, shared | variables, str(file))
-            for variables, file in zip(own, self._outputs, strict=True)
-        ]
-        self.processes = [SERVER.Process(target=_rank, args=arguments_of_rank) for arguments_of_rank in words]
-        for process in self.processes:
-            process.start()
+        self.processes = []
+        for rank, file in enumerate(self._outputs):
+            variables = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
+            words = ["train", *arguments, *(own or {}).get(rank, [])]
+            self.processes.append(SERVER.Process(target=_rank, args=(words, fault, extension, shared | variables, str(file))))
+            self.processes[rank].start()
 
     def output(self, rank):
         """Return what a rank has printed so far."""

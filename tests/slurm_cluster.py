@@ -54,6 +54,7 @@ JobCompType=jobcomp/none
 GresTypes=gpu
 {nodes}
 PartitionName=normal Nodes=n[1-{num_nodes}] Default=YES MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1 GraceTime=60
+PartitionName=gpu Nodes=n[1-{num_nodes}] MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=1 GraceTime=60
 PartitionName=urgent Nodes=n[1-{num_nodes}] MaxTime=INFINITE DefaultTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
 

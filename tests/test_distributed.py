@@ -1,11 +1,11 @@
-"""Real ranks: gloo processes started by `accelerate launch` with the shipped configuration."""
+"""Real ranks: gloo processes. What the launcher itself does with lines such as these is shown by test_launch_lines.py."""
 
 import torch
 
 from dist_vsd.cli import main
 from dist_vsd.distributed.collectives import fingerprint
 from tests.ranks import run_ranks
-from tests.runs import TINY, checkpoint, finish, start, train
+from tests.runs import TINY, checkpoint, train
 
 
 def assert_close(one, other):
@@ -18,8 +18,7 @@ def assert_close(one, other):
 
 def test_two_ranks_make_the_same_particles_as_one(tmp_path):
     arguments = ["a green duck", "--num-particles", "2", *TINY, "--micro-batch-size", "1"]
-    process = start([*arguments, "--turntables", "--run-dir", str(tmp_path / "two")], num_ranks=2)
-    code, output = finish(process)
+    code, output = run_ranks([*arguments, "--turntables", "--run-dir", str(tmp_path / "two")], num_ranks=2)
     assert code == 0, output
     assert "turntables of 2 particle(s)" in output
     assert main(["train", *arguments, "--run-dir", str(tmp_path / "one")]) == 0
@@ -39,9 +38,8 @@ def test_one_particle_on_two_ranks_is_one_particle_seen_twice(tmp_path):
 
 
 def test_bad_input_ends_all_ranks_with_one_line(tmp_path):
-    process = start(["a green dragon", *TINY, "--run-dir", str(tmp_path / "run")], num_ranks=2)
-    code, output = finish(process)
-    assert code != 0
+    code, output = run_ranks(["a green dragon", *TINY, "--run-dir", str(tmp_path / "run")], num_ranks=2)
+    assert code == 2
     assert output.count("dist-vsd: error:") == 1
     assert "dragon" in output
     assert not (tmp_path / "run").exists()

@@ -1,11 +1,10 @@
 """priors/embedding_cache.py through embed_texts(): a text is embedded once, whoever asks, and never wrongly."""
 
 import concurrent.futures
+import hashlib
 import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from dist_vsd.priors import embedding_cache, prompts, text_encoder
 from dist_vsd.priors.embedding_cache import file_digest
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.text_encoder import embed_texts
-from tests.runs import environment
+from tests.ranks import SERVER
 from tests.tiny_pipelines import build_pipeline
 
 TEXTS = ["a green duck", "a red car, side view", ""]
@@ -149,18 +148,16 @@ def test_a_cache_that_can_not_be_written_is_no_error(folders, loads, tmp_path, m
     assert len(loads) == 2
 
 
+def digest_of_embeddings(folder, cache):
+    """Embed texts in a process of its own."""
+    os.environ["DIST_VSD_CACHE"] = cache
+    return hashlib.sha256(embed_texts(find_pipeline(folder), TEXTS).tokens.numpy().tobytes()).hexdigest()
+
+
 def test_several_processes_that_start_at_once_get_the_same_and_leave_whole_entries_alone(folders, cache):
-    program = (
-        "import sys, hashlib; from dist_vsd.priors.pipeline_folder import find_pipeline; "
-        "from dist_vsd.priors.text_encoder import embed_texts; y = embed_texts(find_pipeline(sys.argv[1]), sys.argv[2:]); "
-        "print(hashlib.sha256(y.tokens.numpy().tobytes()).hexdigest())"
-    )
-    command = [sys.executable, "-c", program, str(folders / "sd1"), *TEXTS]
-    settings = {"env": environment(), "capture_output": True, "text": True, "timeout": 240, "check": True}
-    with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        printed = list(pool.map(lambda _: subprocess.run(command, **settings).stdout, range(3)))
-    assert len(set(printed)) == 1
-    assert printed[0].strip()
+    with concurrent.futures.ProcessPoolExecutor(3, SERVER) as pool:
+        digests = list(pool.map(digest_of_embeddings, [str(folders / "sd1")] * 3, [str(cache)] * 3))
+    assert len(set(digests)) == 1
     assert len(entries(cache)) == len(TEXTS)
     assert [file for file in cache.rglob("*") if file.is_file() and file.suffix not in (".safetensors", "")] == []
 

@@ -1,105 +1,19 @@
-"""launch_configs/: every file is what its head comment says, and wrong launches end in one line on all ranks."""
+"""Wrong launches end in one line on all ranks; and what a launcher's precision and DeepSpeed settings do."""
 
 import datetime
-import itertools
-import shlex
-import socket
-import subprocess
-import sys
 
 import pytest
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
-from accelerate.commands.launch import launch_command_parser
 
 from dist_vsd.cli import main
+from dist_vsd.commands.train import _parse
 from dist_vsd.distributed.launch_checks import check_launch, check_zero, resolve_precision
 from dist_vsd.distributed.store import refuse_together
 from dist_vsd.errors import RunFailed
-from tests.runs import ROOT, TINY, checkpoint, environment
+from tests.ranks import Ranks, launch_words, run_ranks
+from tests.runs import TINY, train
 
-CONFIGS = {file.stem: file for file in sorted((ROOT / "launch_configs").glob("*.yaml"))}
-ON_CPU = ["cpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3", "deepspeed_zero2_offload", "deepspeed_zero3_offload"]
-ON_GPU = ["single_gpu", "multi_gpu", "bf16", "fp16"]
 SHORT = [*TINY, "--num-updates", "2", "--checkpoint-every", "2"]
-LAUNCH = [sys.executable, "-m", "accelerate.commands.launch"]
-
-
-def head_lines(name):
-    """Return the launch lines of a file's head comment as lists of words."""
-    head = itertools.takewhile(lambda line: line.startswith("#"), CONFIGS[name].read_text().splitlines())
-    text = "\n".join(line.removeprefix("#") for line in head).replace("\\\n", " ")
-    return [shlex.split(line) for line in text.splitlines() if "accelerate launch" in line]
-
-
-def after_launch(words):
-    """Return the arguments of `accelerate launch`."""
-    return words[words.index("launch") + 1 :]
-
-
-def run_line(words, arguments, launch=()):
-    """Run a launch line with a prompt of the embedded prior, other arguments of `train`, and any port that is free."""
-    variables = dict(word.split("=", 1) for word in words[: words.index("accelerate")])
-    own = after_launch(words)
-    command = [*LAUNCH, "--main_process_port", "0", *launch, *own[: own.index("train") + 1], "a green duck", *arguments]
-    done = subprocess.run(
-        command, env=environment() | variables, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=900
-    )
-    return done.returncode, done.stdout
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_the_head_comment_holds_a_line_that_starts_it(name, capsys):
-    config = load_config_from_file(str(CONFIGS[name]))  # refuses unknown keys
-    known = vars(launch_command_parser().parse_args(["script.py"]))
-    assert set(config.deepspeed_config) <= set(known)  # of these accelerate would ignore unknown ones
-    with pytest.raises(SystemExit):
-        main(["train", "--help"])
-    help_text = capsys.readouterr().out
-    assert head_lines(name)
-    for words in head_lines(name):
-        launcher = launch_command_parser().parse_args(after_launch(words))
-        assert (launcher.config_file, launcher.module, launcher.training_script) == (f"launch_configs/{name}.yaml", True, "dist_vsd")
-        command, _prompt, *flags = launcher.training_script_args
-        assert command == "train"
-        assert all(flag in help_text for flag in flags if flag.startswith("--"))
-
-
-@pytest.fixture(scope="module")
-def phi_of_plain_ranks(tmp_path_factory):
-    """phi after two updates on two ranks without DeepSpeed."""
-    run_dir = tmp_path_factory.mktemp("plain") / "run"
-    code, output = run_line(head_lines("cpu")[0], ["--num-particles", "2", *SHORT, "--run-dir", str(run_dir)])
-    assert code == 0, output
-    return {n: t for n, t in checkpoint(run_dir, 2).items() if n.startswith("phi")}
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the lines for a CPU")
-@pytest.mark.parametrize("name", ON_CPU)
-def test_two_cpu_ranks_start_as_the_head_says_and_make_the_same_phi(name, tmp_path, phi_of_plain_ranks):
-    if name == "cpu":
-        assert phi_of_plain_ranks  # its own run
-        return
-    pytest.importorskip("deepspeed")
-    words = next(words for words in head_lines(name) if words[0].startswith("OMP_NUM_THREADS"))
-    code, output = run_line(words, ["--num-particles", "2", *SHORT, "--run-dir", str(tmp_path / "run")])
-    assert code == 0, output
-    assert "DeepSpeed" not in output, "its chatter is kept off the terminal"
-    phi = checkpoint(tmp_path / "run", 2)
-    for tensor_name, expected in phi_of_plain_ranks.items():
-        # ZeRO 3 has a linear layer of its own: rounding, which two steps of Adam amplify where a gradient is nearly zero.
-        torch.testing.assert_close(phi[tensor_name], expected, rtol=1e-3, atol=1e-4, msg=lambda m, n=tensor_name: f"{n}: {m}")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", [*ON_GPU, *ON_CPU[1:]])
-def test_gpus_start_as_the_head_says(name, tmp_path):
-    ranks = 1 if name == "single_gpu" else torch.cuda.device_count()
-    words = head_lines(name)[0]
-    own = [w for i, w in enumerate(words) if w != "--num_processes" and words[i - 1] != "--num_processes"]
-    launch = ["--num_processes", str(ranks)]
-    code, output = run_line(own, ["--num-particles", str(ranks), *SHORT, "--run-dir", str(tmp_path / "run")], launch)
-    assert code == 0, output
 
 
 @pytest.mark.parametrize(
@@ -142,6 +56,19 @@ def test_the_precision_is_the_flags_or_else_the_launchers(flag, launcher, on_cpu
     assert resolve_precision(flag, on_cpu) == resolved
 
 
+def test_a_presets_precision_gives_way_to_the_launchers_and_a_files_or_flags_does_not(monkeypatch, tmp_path):
+    (tmp_path / "file.yaml").write_text("precision: bf16\n")
+    words = ["a pineapple", "--preset", "stable-diffusion", "--prior", "somewhere"]
+    own = (["--config", str(tmp_path / "file.yaml")], ["--precision", "bf16"])
+    assert _parse(words).run.precision == "bf16"  # the preset's
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
+    assert _parse(words).run.precision == "fp16"
+    for asked in own:
+        precision = _parse([*words, *asked]).run.precision
+        with pytest.raises(ValueError, match="precision is bf16 but the launcher's mixed_precision is fp16"):
+            resolve_precision(precision, on_cpu=False)
+
+
 def test_deepspeed_settings_that_change_the_update_are_refused():
     check_zero(2, {"gradient_accumulation_steps": 1, "gradient_clipping": "auto"})
     for stage, settings in [(0, {}), (2, {"gradient_accumulation_steps": 4}), (2, {"gradient_clipping": 1.0})]:
@@ -159,80 +86,31 @@ def test_a_rank_that_never_comes_is_named(monkeypatch):
         refuse_together(store, "launch", "")
 
 
-def two_ranks(flags_of_rank, driver=""):
-    """Run `train` on two ranks as a launcher would, each with flags of its own; ``driver`` is run before, in each rank.
-
-    Returns:
-        The exit codes and outputs of the two.
-    """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    code = f"import os, sys\nrank = os.environ['RANK']\n{driver}\nfrom dist_vsd.cli import run_process\nrun_process()"
-    ranks = []
-    for rank, flags in enumerate(flags_of_rank):
-        own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        shared = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "CUDA_VISIBLE_DEVICES": ""}
-        env = environment() | own | shared
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        ranks.append(subprocess.Popen([sys.executable, "-c", code, "train", "a green duck", *SHORT, *flags], env=env, **pipes))
-    try:
-        outputs = [rank.communicate(timeout=300)[0] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    return [rank.returncode for rank in ranks], outputs
-
-
-OLD_TORCH_ON_RANK_1 = """
-import importlib.metadata
-real = importlib.metadata.version
-if rank == "1":
-    importlib.metadata.version = lambda package: "2.6.1" if package == "torch" else real(package)
-"""
-NO_DEEPSPEED_ON_RANK_1 = """
-os.environ["ACCELERATE_USE_DEEPSPEED"] = "true"
-import importlib.util
-real = importlib.util.find_spec
-if rank == "1":
-    importlib.util.find_spec = lambda name, *rest: None if name == "deepspeed" else real(name, *rest)
-else:
-    importlib.util.find_spec = lambda name, *rest: real("json") if name == "deepspeed" else real(name, *rest)
-"""
-
-
-ZERO_3 = """
-os.environ |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": "3", "ACCELERATE_MIXED_PRECISION": "bf16"}
-from dist_vsd.distributed.process import start_process
-process = start_process()
-settings = process.accelerator.deepspeed_plugin.deepspeed_config
-print(process.zero_stage, process.precision, process.accelerator.distributed_type.value, settings["gradient_clipping"], settings["bf16"])
-sys.stdout.flush()
-os._exit(0)
-"""
-
-
 def test_deepspeed_is_on_and_its_own_precision_and_clipping_are_off():
     pytest.importorskip("deepspeed")
-    codes, outputs = two_ranks([[], []], ZERO_3)
-    assert codes == [0, 0], outputs
-    assert outputs[0].splitlines()[-1] == "3 bf16 DEEPSPEED 0.0 {'enabled': False}"  # the first start compiles, and says so
+    launch = ["--mixed_precision", "bf16", *launch_words("deepspeed_zero3", 2)]
+    code, output = run_ranks(["a green duck"], 2, launch, fault=("tells_how_it_started", "all"))
+    assert code == 0, output
+    assert output.splitlines()[-1] == "3 bf16 DEEPSPEED 0.0 {'enabled': False}"  # the first start compiles, and says so
 
 
 @pytest.mark.parametrize(
-    ("other_flags", "driver", "told"),
+    ("other_flags", "fault", "told"),
     [
-        (["--score.rank", "3"], "", ["configuration score.rank must be the same on all ranks, got 4 on rank 0, 3 on rank 1"]),
-        (["--num-updates", "0"], "", ["num_updates must be at least 1, got 0: raise --num-updates (on rank 1)"]),
-        ([], OLD_TORCH_ON_RANK_1, ["version of torch must be the same on all ranks", "'2.6.1' on rank 1: install the same packages"]),
-        ([], NO_DEEPSPEED_ON_RANK_1, ["DeepSpeed, which is not installed: pip install dist_vsd[deepspeed]", "(on rank 1)"]),
+        (["--score.rank", "3"], (), ["configuration score.rank must be the same on all ranks, got 4 on rank 0, 3 on rank 1"]),
+        (["--num-updates", "0"], (), ["num_updates must be at least 1, got 0: raise --num-updates (on rank 1)"]),
+        ([], ("torch_is_older", "1"), ["version of torch must be the same on all ranks", "'2.6.1' on rank 1: install the same packages"]),
+        ([], ("deepspeed_is_missing", "1"), ["DeepSpeed, which is not installed: pip install dist_vsd[deepspeed]", "(on rank 1)"]),
     ],
     ids=["configuration", "bad input", "version", "deepspeed"],
 )
-def test_ranks_that_differ_all_end_with_2_and_one_line(other_flags, driver, told, tmp_path):
-    flags = ["--num-particles", "2", "--score.rank", "4", "--run-dir", str(tmp_path / "run")]
-    codes, outputs = two_ranks([flags, [*flags, *other_flags]], driver)
-    assert codes == [2, 2], outputs
+def test_ranks_that_differ_all_end_with_2_and_one_line(other_flags, fault, told, tmp_path):
+    flags = ["a green duck", *SHORT, "--num-particles", "2", "--score.rank", "4", "--run-dir", str(tmp_path / "run")]
+    ranks = Ranks(flags, 2, fault=fault, own={1: other_flags})
+    for process in ranks.processes:
+        process.join(300)
+    outputs = [ranks.output(rank) for rank in range(2)]
+    assert ranks.finish()[0] == [2, 2], outputs
     assert [output.count("dist-vsd: error:") for output in outputs] == [1, 0]
     assert all(text in outputs[0] for text in told), outputs[0]
     assert not (tmp_path / "run").exists()
@@ -240,9 +118,7 @@ def test_ranks_that_differ_all_end_with_2_and_one_line(other_flags, driver, told
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="fp16 is right there")
 def test_fp16_on_cpu_ranks_ends_the_launch_with_one_line(tmp_path):
-    words = head_lines("fp16")[0]
-    words[words.index("--num_processes") + 1] = "2"
-    code, output = run_line(words, [*SHORT, "--run-dir", str(tmp_path / "run")])
+    code, output = train(["a green duck", *SHORT, "--run-dir", str(tmp_path / "run")], num_ranks=2, config="fp16")
     assert code != 0
     assert output.count("dist-vsd: error:") == 1
     assert "precision fp16 needs a GPU: use fp32 or bf16" in output

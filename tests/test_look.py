@@ -12,7 +12,8 @@ from dist_vsd.cli import main
 from dist_vsd.evaluation.clip_figures import ClipSums, clip_score, diversity, figures_of, r_precision
 from dist_vsd.evaluation.judge import Verdict
 from dist_vsd.evaluation.question import Question, Words, ask
-from tests.runs import TINY, checkpoint, train
+from tests.ranks import run_ranks
+from tests.runs import TINY, checkpoint
 
 AXES = torch.eye(4)
 NUM_PAIRS = 96
@@ -114,7 +115,7 @@ def test_looking_changes_nothing_of_a_run_and_its_figures_do_not_depend_on_the_l
     found = looks(tmp_path / "often")
     assert sorted(found) == [2, 4, 6, 8]
     assert looks(tmp_path / "once") == {8: found[8]}
-    code, output = train([*words, "--run-dir", str(tmp_path / "two")], num_ranks=2)
+    code, output = run_ranks([*words, "--run-dir", str(tmp_path / "two")], num_ranks=2)
     assert code == 0, output
     assert looks(tmp_path / "two")[8] == pytest.approx(found[8], abs=1e-4)
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from dist_vsd.cli import main
-from tests.runs import TINY, checkpoint, finish, start
+from tests.ranks import Ranks
+from tests.runs import TINY, checkpoint
 
 
 def metrics(run_dir):
@@ -38,13 +39,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_to_the_bit(tmp_path, extra):
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_saves_everything_says_how_to_go_on_and_exits_with_75(tmp_path, signal_number):
     long = [*TINY, "--num-updates", "100000", "--checkpoint-every", "100000"]
-    process = start(["a red cube", *long, "--run-dir", str(tmp_path / "run")])
+    ranks = Ranks(["a red cube", *long, "--run-dir", str(tmp_path / "run")])
     while not (tmp_path / "run" / "metrics.jsonl").exists() or len(metrics(tmp_path / "run")) < 2:
-        assert process.poll() is None, process.stdout.read()
+        assert ranks.processes[0].is_alive(), ranks.output(0)
         time.sleep(0.05)
-    process.send_signal(signal_number)
-    code, output = finish(process)
-    assert code == 75, output
+    ranks.signal(0, signal_number)
+    codes, output = ranks.finish()
+    assert codes == [75], output
     assert f"dist-vsd train --resume --run-dir {tmp_path / 'run'}" in output
     done = max(line["update"] for line in metrics(tmp_path / "run"))
     assert checkpoint(tmp_path / "run", done)

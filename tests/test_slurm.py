@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.guide import lines_of_head
 from tests.ranks import run_ranks
-from tests.runs import ROOT, TINY, checkpoint, environment
+from tests.runs import HUB_PRIOR, ROOT, SMALL, TINY, checkpoint, environment
 from tests.show_cluster import Show
 
 SHORT = ["a green duck", "--num-particles", "2", *TINY]
@@ -28,6 +30,15 @@ def submit(slurm, folder, script, run, *arguments, options=()):
     """Submit one of slurm/'s scripts for a run; return the job's id."""
     words = ["--output=%j.log", "--gpus-per-node=2", *options, ROOT / "slurm" / script, *arguments, "--run-dir", run]
     return slurm.sbatch(*words, cwd=folder, environment=ON_PATH)
+
+
+def submit_head(slurm, folder, script, run, prior):
+    """Submit the line in the head of one of slurm/'s scripts, whole, for a small run on a random prior and nodes of two GPUs."""
+    (line,) = lines_of_head(ROOT / "slurm" / script)
+    words = [prior if word == HUB_PRIOR else word for word in line.words]
+    assert words[0] == "sbatch"
+    options = ["--output=%j.log", "--gpus-per-node=2"]
+    return slurm.sbatch(*options, *words[1:], *SMALL, "--run-dir", run, cwd=folder, environment=ON_PATH)
 
 
 def outcome(folder, run):
@@ -51,7 +62,9 @@ def wait_for_update(slurm, folder, run, update, seconds=180):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """Where jobs are submitted from: a disk that all nodes see."""
-    return tmp_path_factory.mktemp("jobs")
+    folder = tmp_path_factory.mktemp("jobs")
+    (folder / "slurm").symlink_to(ROOT / "slurm")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -63,18 +76,18 @@ def slow_jobs(slurm, folder):
     return {"stuck": stuck, "out of time": out_of_time}
 
 
-def test_a_run_on_one_node_uses_its_gpus_and_ends(slurm, slow_jobs, folder):
-    job = submit(slurm, folder, "train.sbatch", "one_node", *SHORT)
+def test_the_heads_line_for_one_node_uses_its_gpus_and_ends(slurm, slow_jobs, folder, random_prior):
+    job = submit_head(slurm, folder, "train.sbatch", "one_node", random_prior)
     assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(folder, job)
-    assert outcome(folder, "one_node") | {"error": ""} == {"exit_code": 0, "update": 8, "error": "", "attempt": f"{job}.0"}
-    manifest = json.loads((folder / "one_node/checkpoints/update_00000008/manifest.json").read_text())
+    assert outcome(folder, "one_node") | {"error": ""} == {"exit_code": 0, "update": 1, "error": "", "attempt": f"{job}.0"}
+    manifest = json.loads((folder / "one_node/checkpoints/update_00000001/manifest.json").read_text())
     assert manifest["world_size"] == 2
 
 
-def test_a_run_on_two_nodes_has_four_ranks_that_meet_over_the_network(slurm, folder):
-    job = submit(slurm, folder, "train_multi_node.sbatch", "two_nodes", *SHORT)
+def test_the_heads_line_for_two_nodes_has_four_ranks_that_meet_over_the_network(slurm, folder, random_prior):
+    job = submit_head(slurm, folder, "train_multi_node.sbatch", "two_nodes", random_prior)
     assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED", log(folder, job)
-    manifest = json.loads((folder / "two_nodes/checkpoints/update_00000008/manifest.json").read_text())
+    manifest = json.loads((folder / "two_nodes/checkpoints/update_00000001/manifest.json").read_text())
     assert manifest["world_size"] == 4
     assert outcome(folder, "two_nodes")["exit_code"] == 0
 
@@ -157,6 +170,23 @@ def test_a_partition_that_does_not_exist_is_refused_in_one_line_and_nothing_is_s
     assert refused.stderr.count("\n") == 1
     assert "partition 'nowhere'" in refused.stderr
     assert not list((folder / "sweeps/p").rglob("submissions/*"))
+
+
+def test_the_lines_in_the_arrays_head_run(slurm, folder):
+    """A sweep of one run in the place of eight; the head's sbatch line then starts it again, and finds it done."""
+    variables = slurm.environment | ON_PATH
+    (folder / "one.txt").write_text("a green duck\n")
+    small = ["--set", "num_updates=1", "--set", "turntables=false", "--set", "field.dense_grid.resolutions=[8,16]"]
+    subprocess.run(["dist-vsd", "sweep", "plan", "one.txt", *small], cwd=folder, env=variables, check=True, capture_output=True)
+    replaced = {"SWEEP_DIR": "sweeps/one", "path/to/python": sys.executable, "--array=0-7%4": "--array=0-0%4"}
+    submitting, sbatch = lines_of_head(ROOT / "slurm" / "sweep_array.sbatch")
+    for line, jobs_end in ((submitting, "done"), (sbatch, "done already")):
+        words = [replaced.get(word, word.replace("SWEEP_DIR", "sweeps/one")) for word in line.words]
+        done = subprocess.run(words, cwd=folder, env=variables, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        (job,) = re.findall(r"\bjob (\d+)", done.stdout)
+        assert slurm.wait(job, "COMPLETED", "FAILED") == "COMPLETED"
+        assert jobs_end in "".join(file.read_text() for file in folder.rglob(f"*{job}_0.*"))
 
 
 def test_every_line_of_the_readmes_chapter_runs_and_its_preempted_sweep_ends_with_a_page(slurm, folder):

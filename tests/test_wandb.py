@@ -22,7 +22,8 @@ from dist_vsd.reporting.wandb_follower import has_key, resolve_mode
 from dist_vsd.reporting.wandb_records import HEADER, MAGIC, last_recorded_update, read_messages, read_records, rows_of
 from dist_vsd.reporting.wandb_reporter import WandbReporter, open_reporter, run_id_of
 from dist_vsd.runs.outcome import read_outcome
-from tests.runs import ROOT, TINY, finish, start, train
+from tests.ranks import Ranks, run_ranks
+from tests.runs import ROOT, TINY
 
 KEY = "0123456789" * 4
 CONFIG = RunConfig(prompt='"quoted" $(touch x) 緑', num_updates=200, wandb=WandbConfig(group="my sweep", tags=("night",)))
@@ -242,15 +243,16 @@ def test_a_stopped_run_has_saved_and_told_its_outcome_before_wandb_is_waited_for
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"
     words = ["a green duck", *TINY, "--num-updates", "8", "--checkpoint-every", "100000", "--run-dir", str(run)]
-    process = start(words, fault=("stopped_while_wandb_hangs", "0"))
-    wait_until(lambda: process.poll() is not None or (run / "outcome.json").exists())
-    assert process.poll() is None, process.stdout.read()  # wandb may take as long as it likes
+    ranks = Ranks(words, fault=("stopped_while_wandb_hangs", "0"))
+    (process,) = ranks.processes
+    wait_until(lambda: not process.is_alive() or (run / "outcome.json").exists())
+    assert process.is_alive(), ranks.output(0)  # wandb may take as long as it likes
     process.kill()  # as Slurm does
     outcome = read_outcome(run)
     assert (outcome.exit_code, outcome.update) == (75, 6)
     assert (run / "checkpoints/update_00000006/manifest.json").exists()
-    finish(process)
-    code, output = train(["--resume", "--run-dir", str(run)])
+    ranks.finish()
+    code, output = run_ranks(["--resume", "--run-dir", str(run)])
     assert code == 0, output
     assert recorded(run) == logged(run)
     assert sorted(logged(run)) == list(range(1, 9))
@@ -351,22 +353,23 @@ def test_a_torn_file_is_read_up_to_its_tear(tmp_path):
 
 
 def test_a_run_on_two_ranks_stopped_and_resumed_is_one_run_with_figures_and_media_of_all_ranks(tmp_path, monkeypatch):
-    """The whole way: accelerate, two ranks, a signal, --resume."""
+    """The whole way: two ranks, a signal, --resume."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"
     words = ["a green duck", *TINY, "--num-updates", "100000", "--checkpoint-every", "100000", "--media-every", "4", "--run-dir", str(run)]
-    process = start([*words, "--wandb.group", "sweep"], num_ranks=2, fault=("rank_is_slow", "1"))
+    ranks = Ranks([*words, "--wandb.group", "sweep"], num_ranks=2, fault=("rank_is_slow", "1"))
     file = run / "metrics.jsonl"
-    wait_until(lambda: process.poll() is not None or (file.exists() and "media" in file.read_text()), 300)
-    os.killpg(process.pid, signal.SIGTERM)
-    code, output = finish(process)
-    assert "everything is saved" in output, (code, output)
+    wait_until(lambda: not ranks.processes[0].is_alive() or (file.exists() and "media" in file.read_text()), 300)
+    for rank in range(2):
+        ranks.signal(rank, signal.SIGTERM)
+    codes, output = ranks.finish()
+    assert "everything is saved" in output, (codes, output)
     stopped = max(logged(run))
     text = (run / "config.yaml").read_text().replace("num_updates: 100000", f"num_updates: {stopped + 2}")
     (run / "config.yaml").write_text(text)
     for manifest in run.glob("checkpoints/*/manifest.json"):  # the number of updates is part of what a checkpoint belongs to
         adopt(manifest, text)
-    code, output = train(["--resume", "--run-dir", str(run)], num_ranks=2)
+    code, output = run_ranks(["--resume", "--run-dir", str(run)], num_ranks=2)
     assert code == 0, output
     assert recorded(run) == logged(run)
     assert sorted(logged(run)) == list(range(1, stopped + 3))

@@ -16,6 +16,7 @@ import tyro
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml, to_mapping
+from dist_vsd.distributed.launcher import launchers_precision
 from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
@@ -273,7 +274,9 @@ def _parse(arguments: list[str]) -> TrainArguments:
         config = dataclasses.replace(config, prompt=prompt or config.prompt)
         return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset))
 
-    parsed = parse_over(load_preset(preset))
+    defaults = load_preset(preset)
+    # A preset's precision is a preference: it gives way to the launcher's, which only a file or a flag can contradict.
+    parsed = parse_over(dataclasses.replace(defaults, precision=launchers_precision() or defaults.precision))
     if not parsed.run.resume:
         return parsed
     directory = RunDirectory(_run_dir(_with_prompt(parsed.run, may_be_empty=True)))

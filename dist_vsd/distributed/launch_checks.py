@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dist_vsd import __version__
+from dist_vsd.distributed.launcher import launchers_precision
 from dist_vsd.distributed.layout import ranks_in_words
 from dist_vsd.distributed.store import RANK_VARIABLES
 
 if TYPE_CHECKING:
     from dist_vsd.distributed.collectives import Collectives
 
-PRECISION_OF_LAUNCHER = {"no": "fp32", "bf16": "bf16", "fp16": "fp16"}
 PACKAGES = ("torch", "accelerate", "diffusers", "peft", "deepspeed")
 # What accelerate launch tells of its YAML, as far as it changes what is computed.
 LAUNCH_VARIABLES = ("ACCELERATE_MIXED_PRECISION", "ACCELERATE_USE_DEEPSPEED", "ACCELERATE_DEEPSPEED_ZERO_STAGE")
@@ -54,10 +54,11 @@ def check_launch() -> None:
 
 
 def resolve_precision(precision: str, on_cpu: bool) -> str:
-    """Return the precision of the frozen networks from the flag and the launcher.
+    """Return the precision of the frozen networks from the run's configuration and the launcher.
 
     Args:
-        precision: fp32, bf16, fp16, or empty where none was given.
+        precision: fp32, bf16, fp16, or empty where none was given. A preset's has given way to the launcher's before
+            (commands/train.py), so that what differs here is what a flag, a file or the saved run asks for.
         on_cpu: whether there is no GPU.
 
     Returns:
@@ -66,15 +67,13 @@ def resolve_precision(precision: str, on_cpu: bool) -> str:
     Raises:
         ValueError: both are given and differ, the launcher's is none of these, or fp16 on a CPU.
     """
-    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
-    if launcher not in PRECISION_OF_LAUNCHER:
-        raise ValueError(f"the launcher's mixed_precision must be one of {', '.join(PRECISION_OF_LAUNCHER)}, got {launcher!r}: change it")
-    if precision and launcher != "no" and precision != launcher:
+    launcher = launchers_precision()
+    if precision and launcher and precision != launcher:
         raise ValueError(
             f"the precision is {precision} but the launcher's mixed_precision is {launcher}: "
-            f"drop --precision, or launch with --mixed_precision {'no' if precision == 'fp32' else precision}"
+            f"leave --precision (or the file's) out, or launch with --mixed_precision {'no' if precision == 'fp32' else precision}"
         )
-    resolved = precision or PRECISION_OF_LAUNCHER[launcher]
+    resolved = precision or launcher or "fp32"
     if resolved == "fp16" and on_cpu:
         raise ValueError("precision fp16 needs a GPU: use fp32 or bf16")
     return resolved

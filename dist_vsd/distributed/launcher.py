@@ -1,4 +1,4 @@
-"""A rank whose launcher has gone stops as if it were told to: it saves, and ends."""
+"""The launcher of this rank: the precision that it asks for; and when it has gone, the rank saves and ends, as if it were told to."""
 
 from __future__ import annotations
 
@@ -9,6 +9,19 @@ import threading
 from pathlib import Path
 
 LOOK_SECONDS = 1.0
+PRECISION_OF_LAUNCHER = {"no": "", "bf16": "bf16", "fp16": "fp16"}
+
+
+def launchers_precision() -> str:
+    """Return the precision that the launcher's mixed_precision asks for: bf16, fp16, or empty where it asks for none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    launcher = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if launcher not in PRECISION_OF_LAUNCHER:
+        raise ValueError(f"the launcher's mixed_precision must be one of {', '.join(PRECISION_OF_LAUNCHER)}, got {launcher!r}: change it")
+    return PRECISION_OF_LAUNCHER[launcher]
 
 
 def stop_with_launcher() -> None:
