@@ -220,7 +220,8 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
     if config.objective == "ancestral":
         config = dataclasses.replace(config, num_updates=1)  # a particle is drawn whole in one update
     directory = RunDirectory(Path(config.run_dir))
-    directory.check(config)
+    if not parsed.dry_run:
+        directory.check(config)
     directory.changed_length(config)  # or refuse it
     stages = stages_of(config)
     if not config.resume and (len(stages) > 1 or stages[0].config.start_from):
