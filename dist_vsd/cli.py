@@ -12,7 +12,7 @@ import sys
 from typing import NoReturn
 
 from dist_vsd.commands.arguments import nearest_command
-from dist_vsd.errors import RunFailed
+from dist_vsd.errors import RunFailed, is_out_of_memory
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
@@ -72,13 +72,16 @@ def main(arguments: list[str] | None = None) -> int:
     command = importlib.import_module(f"dist_vsd.commands.{name}")
     try:
         return command.run(arguments[1:])
-    except ValueError as error:
-        if os.environ.get("DIST_VSD_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("DIST_VSD_TRACEBACK") and not isinstance(error, RunFailed):
             raise
-        return _refuse(str(error))
-    except RunFailed as error:  # anything else keeps its traceback, and Python's exit code 1
-        print(f"dist-vsd: failed: {error}", file=sys.stderr)
-        return FAILED
+        if is_out_of_memory(error):  # where nobody nearer to the work knew what would fit
+            return _fail(f"out of memory ({' '.join(str(error).split())[:200]}): ask it for less at once, or give it more memory")
+        if isinstance(error, RunFailed):
+            return _fail(str(error))
+        if isinstance(error, ValueError):
+            return _refuse(str(error))
+        raise  # anything else keeps its traceback, and Python's exit code 1
     except KeyboardInterrupt:
         print("dist-vsd: stopped at once; what was saved before is whole", file=sys.stderr)
         return STOPPED
@@ -96,6 +99,12 @@ def run_process() -> NoReturn:
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _fail(message: str) -> int:
+    """Print one line, on each rank that has a failure to tell."""
+    print(f"dist-vsd: failed: {message}", file=sys.stderr)
+    return FAILED
 
 
 def _refuse(message: str) -> int:

@@ -18,6 +18,7 @@ from dist_vsd.view_words import VIEW_WORDS
 
 PRECISIONS = ("", "fp32", "bf16", "fp16")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+MOST_PARTICLES = 1_000_000
 LONGEST_WANDB_TAG = 64  # wandb's own limit
 
 
@@ -242,6 +243,10 @@ class RunConfig(_FieldsOfTables):
         for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every", "evaluate_every", "media_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
+        for name in ("num_particles", "num_views"):
+            if getattr(self, name) > MOST_PARTICLES:
+                each = "each particle is an object of its rank and a file of every checkpoint, each view a render"
+                raise ValueError(f"{name} must be at most {MOST_PARTICLES:,}, got {getattr(self, name)}: {each}; lower {flag(name)}")
         if not 0.0 <= self.final_lr_fraction <= 1.0:
             raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
         check_numbers(self)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from dist_vsd.runs.saved_run import SavedRun
 
 FIGURES_A_TABLE = 6
+LESS = "give fewer runs at once, or lower --num-azimuths, --sphere-subdivisions or --num-samples"
 DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid checkpoints.
 
 - clip: cosine of views and prompt
@@ -102,11 +103,20 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with telling_out_of_memory(Memory.of(device), lambda _memory: LESS):
+        evaluate(parsed, folders, prompts, device)
+    return 0
+
+
+def evaluate(parsed: EvaluateArguments, folders: list[Path], prompts: tuple[str, ...], device: str) -> None:
+    """Measure runs, write their figures, and show them; ValueError for what some run lacks."""
     from dist_vsd.evaluation.evaluation import evaluate_run
     from dist_vsd.evaluation.results_file import record_of, write_all, write_record
     from dist_vsd.runs.saved_run import open_run
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     checked = [open_run(folder, (0,)) for folder in folders]  # the particles themselves are read one run at a time
     instruments = list(choose_instruments(parsed, checked, prompts, device))
     require_metrics(parsed.metrics, list(zip(checked, instruments, strict=True)))
@@ -123,7 +133,6 @@ def run(arguments: list[str]) -> int:
         write_all(records, Path(parsed.out))
         print(parsed.out)
     show(records)
-    return 0
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:

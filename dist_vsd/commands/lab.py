@@ -83,6 +83,7 @@ def run(arguments: list[str]) -> int:
     require_writable_file(out / SUMMARY, f"--out {parsed.out!r}")
 
     from dist_vsd.lab.runs import execute, read_result
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
     from dist_vsd.training.preemption import StopRequest
 
     runs, priors = plan(parsed), load_mixtures(parsed)
@@ -93,8 +94,9 @@ def run(arguments: list[str]) -> int:
         say(f"{len(runs) - len(pending)} of {len(runs)} runs are finished in {out}")
     stop = StopRequest().install()
     try:
-        targets = make_targets(priors)
-        with progress(len(pending) * parsed.settings.num_updates) as (advance, tell):
+        less = telling_out_of_memory(Memory.of("cpu"), lambda _memory: "lower --num-particles, or the dimensions of --mixture")
+        with less, progress(len(pending) * parsed.settings.num_updates) as (advance, tell):
+            targets = make_targets(priors)
             for run in pending:
                 result = execute(run, targets[run.mixture], folder_of(run, out), lambda: stop.requested, advance)
                 if result is None:

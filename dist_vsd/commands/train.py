@@ -23,9 +23,12 @@ from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
 from dist_vsd.training.stages import Stage, stage_after, stages_of
 
 if TYPE_CHECKING:
+    import torch
+
     from dist_vsd.distributed.collectives import Collectives
     from dist_vsd.distributed.layout import Layout
     from dist_vsd.distributed.process import Process
+    from dist_vsd.scaling.memory import Memory
     from dist_vsd.training.loop import GoingOn
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.reporter import Reporter
@@ -79,28 +82,37 @@ def run(arguments: list[str]) -> int:
 
 def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, process: Process) -> int:
     """Lay the particles over the ranks and optimise them (collective); see cli.main for the exit codes."""
-    from dist_vsd.commands.estimate import print_estimate
     from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
     from dist_vsd.distributed.heartbeat import RankLost, current_heartbeat
     from dist_vsd.distributed.launch_checks import check_same_start
     from dist_vsd.distributed.layout import Layout
-    from dist_vsd.training.loop import going_on
     from dist_vsd.training.preemption import StopRequest
-    from dist_vsd.training.state import build_state
 
     views_per_shot = prior_row(config.prior).views_per_shot
     layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards, views_per_shot)
     config = dataclasses.replace(config, precision=process.precision, num_views=layout.num_views)
     check_start(config, process)
-    if parsed.dry_run:
-        return print_estimate(config, layout, process)
-    stop = StopRequest().install()
-    begin = time.monotonic()
-    with naming_lost_ranks("while it ran"):
+    stop, begin = StopRequest(), time.monotonic()
+    if not parsed.dry_run:
+        stop.install()
+    with naming_lost_ranks("while it began"):
         collectives = Collectives(layout)
         check_same_start(collectives, to_mapping(config))
-        where = going_on(collectives, stages_of(config), directory)
-        states = [build_state(where.stage, layout, process.device, process.accelerator)]
+        agree(collectives, lambda: check_memory(stages_of(config), layout, process.device))
+
+    # Here the libraries of the networks are imported: whatever can be refused was refused.
+    from dist_vsd.commands.estimate import print_estimate
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
+    from dist_vsd.training.loop import going_on
+    from dist_vsd.training.state import build_state
+
+    if parsed.dry_run:
+        return print_estimate(config, layout, process)
+    memory = Memory.of(process.device)
+    with naming_lost_ranks("while it began"):
+        where, states = going_on(collectives, stages_of(config), directory), []
+        with telling_out_of_memory(memory, lambda free: what_would_fit(states, where.stage, layout, directory, free)):
+            states.append(build_state(where.stage, layout, process.device, process.accelerator))
         if layout.rank == 0 and (line := directory.changed_length(config)):
             print(line, flush=True)
         agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
@@ -109,7 +121,7 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     if heartbeat is not None:
         heartbeat.tell_failure = tell_failure
     try:
-        done = optimize(states, where, directory, stop, functools.partial(_build_next, process=process, layout=layout))
+        done = optimize(states, where, directory, stop, functools.partial(_build_next, process=process, layout=layout), memory)
     except RankLost as error:  # rank 0 may be the one that is lost
         tell_failure(str(error))
         raise
@@ -129,7 +141,12 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
 
 
 def optimize(
-    states: list[TrainingState], where: GoingOn, directory: RunDirectory, stop: StopRequest, build: Callable[[Stage], TrainingState]
+    states: list[TrainingState],
+    where: GoingOn,
+    directory: RunDirectory,
+    stop: StopRequest,
+    build: Callable[[Stage], TrainingState],
+    memory: Memory,
 ) -> bool:
     """Run all stages and export the particles when they are through, with their reporter and outcome (collective); False if stopped.
 
@@ -137,21 +154,28 @@ def optimize(
     a job that is ended meanwhile has lost nothing (reporting/wandb_follower.py makes up for it at the next start).
 
     Args:
-        states: the one of the stage that comes next, as it was built. It is taken out: nobody else may hold it when a later one is built.
+        states: the one of the stage that comes next, as it was built; then of each stage. It is empty while a later one is built: nobody
+            else may hold the former.
         where: that stage and what it goes on from.
         directory: of the run, claimed.
         stop: tells whether this process was asked to stop.
         build: makes the state of a later stage.
+        memory: of this rank, as it was before the first state was built.
     """
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.reporting.wandb_reporter import open_reporter
+    from dist_vsd.scaling.memory import telling_out_of_memory
     from dist_vsd.training.loop import begin
 
-    state = states.pop()
-    config, collectives, rank = state.stage.run, state.collectives, state.layout.rank
+    state = states[0]
+    stage, layout, collectives = state.stage, state.layout, state.collectives
+    config, rank = stage.run, layout.rank
     exit_code, reporter = 1, None
     try:
-        with directory.telling_outcome() if rank == 0 else contextlib.nullcontext({}) as outcome:
+        with (
+            directory.telling_outcome() if rank == 0 else contextlib.nullcontext({}) as outcome,
+            telling_out_of_memory(memory, lambda free: what_would_fit(states, stage, layout, directory, free)),
+        ):
             with naming_lost_ranks("while it ran"):
                 first, notes = begin(state, directory, where.checkpoint)
             reporter = open_reporter(config, rank, directory.path, first)
@@ -162,9 +186,10 @@ def optimize(
                 if stage.last == state.stage.last:
                     _export(state, directory, reporter)
                     break
+                states.clear()
                 del state  # the next stage's takes its room
                 with naming_lost_ranks("while a stage began"):
-                    state = build(stage)
+                    states.append(state := build(stage))
                     first, notes = begin(state, directory)
                 for note in notes:
                     reporter.event(first, note)
@@ -175,6 +200,34 @@ def optimize(
     with naming_lost_ranks("while wandb finished"):
         collectives.barrier()  # a launcher ends the other ranks soon after the first one has ended
     return done
+
+
+def check_memory(stages: list[Stage], layout: Layout, device: torch.device) -> None:
+    """Refuse, by a ValueError, what can't fit into the memory of this rank whatever else is there."""
+    from dist_vsd.scaling.fit import Needs, require_fit
+    from dist_vsd.scaling.memory import Memory
+
+    for stage in stages:
+        require_fit(Needs.of(stage.config, layout, device), Memory.of(device))
+
+
+def what_would_fit(states: list[TrainingState], stage: Stage, layout: Layout, directory: RunDirectory, memory: Memory) -> str:
+    """Return what to change after a stage has run out of memory, and what is saved of the run.
+
+    Args:
+        states: the stage's, if it was built.
+        stage: that ran out.
+        layout: of the run.
+        directory: of the run.
+        memory: of this rank, as it was before the first state was built.
+    """
+    from dist_vsd.device import best_device
+    from dist_vsd.scaling.fit import Needs
+
+    device = states[0].prior.device if states else best_device()
+    advice = Needs.of(stage.config, layout, device, states[0] if states else None).advice(memory)
+    done = directory.newest_update()
+    return f"{advice}. Update {done} is saved: --resume takes other batches, not other sizes" if done else advice
 
 
 def _build_next(stage: Stage, process: Process, layout: Layout) -> TrainingState:
@@ -330,7 +383,7 @@ def _with_prompt(config: RunConfig, may_be_empty: bool = False) -> RunConfig:
 
 
 def agree(collectives: Collectives, action: Callable[[], None]) -> None:
-    """Do something that only some ranks do, and raise its ValueError on all of them (collective)."""
+    """Do something that only some ranks do, or that is refused on some alone, and raise its ValueError on all of them (collective)."""
     message = None
     try:
         action()
