@@ -19,7 +19,7 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 COMMANDS = {
     "train": "optimise particles for a prompt (also under `accelerate launch ... -m dist_vsd train`)",
     "render": "look at a run: turntables (GIF, MP4, PNG), grids, any cameras",
-    "export": "write particles as PLY: a mesh with colours, or points",
+    "export": "write particles as PLY or GLB: a mesh with colours, or points",
     "evaluate": "measure runs: CLIP score, R-precision, quality, variety, diversity, faces, overlap",
     "prior": "the embedded prior: `prior sample` draws from any prior, `prior train` makes it anew",
     "plan": "what a cluster would give: updates a second, communication, memory, node-hours",

@@ -433,7 +433,8 @@ def write_pictures(state: TrainingState, path: Path) -> None:
 
 def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
     """Write a mesh of each of the first particles into ``path``/export, and report them (collective)."""
-    from dist_vsd.export.glb import write_glb
+    from dist_vsd.export.mesh_files import write_glb
+    from dist_vsd.export.surface import surface_of
 
     names, notes = [], []
     for particle in state.particles:
@@ -441,7 +442,7 @@ def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
             name = f"export/mesh_{particle.id:04d}.glb"
             state.placement.fetch([particle])
             try:
-                write_glb(particle.theta, path / name, MESH_RESOLUTION, MESH_THRESHOLD)
+                write_glb(surface_of(particle.theta, "mesh", MESH_RESOLUTION, MESH_THRESHOLD), path / name)
                 names.append(name)
             except ValueError:
                 notes.append(f"particle {particle.id} has no mesh: nothing in it is denser than {MESH_THRESHOLD:g}")
