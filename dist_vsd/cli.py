@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 from typing import NoReturn
 
@@ -40,7 +41,7 @@ commands:
 start here:
   dist-vsd train "a green duck"                   two particles on this machine, some minutes on a CPU
   dist-vsd render runs/a-green-duck               their turntables
-  dist-vsd COMMAND --help                         every option, with its default
+  dist-vsd COMMAND --help                         what it takes; --help-all has every flag, by topic
 
 exit codes: 0 done, 1 failed, 2 bad input, 75 stopped early with everything saved (start again with --resume)
 """
@@ -93,12 +94,30 @@ def run_process() -> NoReturn:
     One of several ranks ends without Python's teardown: threads of the libraries that want the interpreter then are unwound
     through C++ and abort the process, and the launcher would report a run that is done as failed.
     """
-    code = main()
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        code = FAILED
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _reader_is_gone() -> bool:
+    """Say whether whoever read this process's output has had enough, as `head` has; nothing more is written then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if is_gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+    return is_gone
 
 
 def _fail(message: str) -> int:

@@ -219,7 +219,7 @@ class _PlainFields:
     stages: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """Stages of the run, in order, each with what it changes (YAML alone: training/stages.py)."""
     start_from: str = ""
-    """Another run's directory: particles begin as its newest checkpoint has them, with fresh optimisers and a fresh phi."""
+    """Begin with the particles of another run's directory; they are as its newest checkpoint has them, optimisers and phi are fresh."""
     score: ScoreConfig = ScoreConfig()
     timesteps: TimestepConfig = TimestepConfig()
     camera: CameraConfig = CameraConfig()

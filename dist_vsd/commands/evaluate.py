@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse
+from dist_vsd.commands.help import Pages
 from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS, ONLY_WHEN_ASKED
 from dist_vsd.writable import require_writable_file
 
@@ -36,6 +37,20 @@ DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid check
 
 Without --metrics: all that the run and the given weights allow, but for samples and fid. Writes RUN_DIR/evaluation.json."""
 
+PAGES = Pages(
+    examples="""Measure runs: CLIP score, R-precision, quality and variety, diversity, faces, recognition, overlap.
+
+  dist-vsd evaluate runs/* --out table.csv
+  dist-vsd evaluate runs/a-green-duck --metrics clip r_precision""",
+    everyday=("--metrics", "--prompts", "--clip", "--num-azimuths", "--elevations", "--out"),
+    topics={
+        "What is measured": ("--metrics", "--prompts", "--out"),
+        "By which networks": ("--clip", "--dino", "--lpips"),
+        "From where": ("--elevations", "--num-azimuths", "--sphere-subdivisions"),
+        "Against the prior's own samples": ("--num-samples", "--sample-guidance"),
+    },
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
@@ -46,7 +61,7 @@ class EvaluateArguments:
     prompts: str = ""
     """A text file, a prompt a line: the set that R-precision is told from."""
     metrics: tuple[str, ...] = ()
-    """Names from the list above."""
+    """Out of clip, r_precision, entropy, diversity, multi_face, recognition, overlap, t3bench, dino, lpips, samples and fid."""
     clip: str = ""
     """Folder of a transformers CLIPModel in safetensors, instead of the one beside the prior."""
     dino: str = ""
@@ -93,7 +108,7 @@ class EvaluateArguments:
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
-    parsed = parse(EvaluateArguments, arguments, "evaluate", DESCRIPTION)
+    parsed = parse(EvaluateArguments, arguments, "evaluate", DESCRIPTION, pages=PAGES)
     folders = [Path(name) for name in dict.fromkeys(parsed.run_dirs)]
     for folder in folders:
         require_writable_file(folder / EVALUATION_FILE, f"{str(folder / EVALUATION_FILE)!r}", "give it back to its owner, or copy the run")

