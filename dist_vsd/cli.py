@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import importlib
 import os
+import select
 import sys
 from typing import NoReturn
 
 from dist_vsd.commands.arguments import nearest_command
-from dist_vsd.errors import RunFailed
+from dist_vsd.errors import RunFailed, is_out_of_memory
 
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
 COMMANDS = {
     "train": "optimise particles for a prompt (also under `accelerate launch ... -m dist_vsd train`)",
     "render": "look at a run: turntables (GIF, MP4, PNG), grids, any cameras",
-    "export": "write particles as PLY: a mesh with colours, or points",
+    "export": "write particles as PLY or GLB: a mesh with colours, or points",
     "evaluate": "measure runs: CLIP score, R-precision, quality, variety, diversity, faces, overlap",
     "prior": "the embedded prior: `prior sample` draws from any prior, `prior train` makes it anew",
     "plan": "what a cluster would give: updates a second, communication, memory, node-hours",
@@ -40,7 +41,7 @@ commands:
 start here:
   dist-vsd train "a green duck"                   two particles on this machine, some minutes on a CPU
   dist-vsd render runs/a-green-duck               their turntables
-  dist-vsd COMMAND --help                         every option, with its default
+  dist-vsd COMMAND --help                         what it takes; --help-all has every flag, by topic
 
 exit codes: 0 done, 1 failed, 2 bad input, 75 stopped early with everything saved (start again with --resume)
 """
@@ -72,13 +73,16 @@ def main(arguments: list[str] | None = None) -> int:
     command = importlib.import_module(f"dist_vsd.commands.{name}")
     try:
         return command.run(arguments[1:])
-    except ValueError as error:
-        if os.environ.get("DIST_VSD_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get("DIST_VSD_TRACEBACK") and not isinstance(error, RunFailed):
             raise
-        return _refuse(str(error))
-    except RunFailed as error:  # anything else keeps its traceback, and Python's exit code 1
-        print(f"dist-vsd: failed: {error}", file=sys.stderr)
-        return FAILED
+        if is_out_of_memory(error):  # where nobody nearer to the work knew what would fit
+            return _fail(f"out of memory ({' '.join(str(error).split())[:200]}): ask it for less at once, or give it more memory")
+        if isinstance(error, RunFailed):
+            return _fail(str(error))
+        if isinstance(error, ValueError):
+            return _refuse(str(error))
+        raise  # anything else keeps its traceback, and Python's exit code 1
     except KeyboardInterrupt:
         print("dist-vsd: stopped at once; what was saved before is whole", file=sys.stderr)
         return STOPPED
@@ -90,12 +94,36 @@ def run_process() -> NoReturn:
     One of several ranks ends without Python's teardown: threads of the libraries that want the interpreter then are unwound
     through C++ and abort the process, and the launcher would report a run that is done as failed.
     """
-    code = main()
+    try:
+        try:
+            code = main()
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        code = FAILED
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
+
+
+def _reader_is_gone() -> bool:
+    """Say whether whoever read this process's output has had enough, as `head` has; nothing more is written then."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    is_gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if is_gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains as it ends
+    return is_gone
+
+
+def _fail(message: str) -> int:
+    """Print one line, on each rank that has a failure to tell."""
+    print(f"dist-vsd: failed: {message}", file=sys.stderr)
+    return FAILED
 
 
 def _refuse(message: str) -> int:

@@ -18,6 +18,7 @@ from dist_vsd.view_words import VIEW_WORDS
 
 PRECISIONS = ("", "fp32", "bf16", "fp16")
 WANDB_MODES = ("auto", "online", "offline", "disabled")
+MOST_PARTICLES = 1_000_000
 LONGEST_WANDB_TAG = 64  # wandb's own limit
 
 
@@ -218,7 +219,7 @@ class _PlainFields:
     stages: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """Stages of the run, in order, each with what it changes (YAML alone: training/stages.py)."""
     start_from: str = ""
-    """Another run's directory: particles begin as its newest checkpoint has them, with fresh optimisers and a fresh phi."""
+    """Begin with the particles of another run's directory; they are as its newest checkpoint has them, optimisers and phi are fresh."""
     score: ScoreConfig = ScoreConfig()
     timesteps: TimestepConfig = TimestepConfig()
     camera: CameraConfig = CameraConfig()
@@ -242,6 +243,10 @@ class RunConfig(_FieldsOfTables):
         for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every", "evaluate_every", "media_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
+        for name in ("num_particles", "num_views"):
+            if getattr(self, name) > MOST_PARTICLES:
+                each = "each particle is an object of its rank and a file of every checkpoint, each view a render"
+                raise ValueError(f"{name} must be at most {MOST_PARTICLES:,}, got {getattr(self, name)}: {each}; lower {flag(name)}")
         if not 0.0 <= self.final_lr_fraction <= 1.0:
             raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
         check_numbers(self)

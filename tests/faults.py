@@ -70,6 +70,16 @@ def theta_drifts(here):
     at_update(drift)
 
 
+def memory_ends(here):
+    """Ask for more memory than there is, once: the allocator itself refuses."""
+
+    def ask(state, index):
+        if here and index == UPDATE:
+            torch.ones(2**46)
+
+    at_update(ask)
+
+
 def grid_is_refreshed_otherwise(here):
     """Refresh the occupancy grid otherwise on this rank, as a GPU may that writes an entry twice."""
     from dist_vsd.particles.radiance_field import RadianceField
@@ -210,7 +220,7 @@ def teardown_aborts(here):
 ALL = (
     theta_becomes_nan, render_is_nan, phi_loss_is_nan, phi_overflows, theta_drifts, grid_is_refreshed_otherwise, no_reduction,
     fp16_passes_on_a_cpu, torch_is_older, deepspeed_is_missing, tells_how_it_started, rank_is_slow, rank_breaks, stopped_while_wandb_hangs,
-    killed_inside_a_checkpoint, teardown_aborts,
+    killed_inside_a_checkpoint, teardown_aborts, memory_ends,
 )  # fmt: skip
 FAULTS = {fault.__name__: fault for fault in ALL}
 

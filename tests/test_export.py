@@ -9,7 +9,8 @@ import torch
 import trimesh
 
 from dist_vsd.cameras import turntable
-from dist_vsd.export.ply import write_ply
+from dist_vsd.export.mesh_files import write_ply
+from dist_vsd.export.surface import surface_of
 from dist_vsd.export.turntable import render_views, write_grid, write_turntable
 from dist_vsd.image_files import enlarge, tile, to_bytes, write_mp4, write_png
 from dist_vsd.particles.particle_configs import DenseGridConfig, RadianceFieldConfig
@@ -33,6 +34,13 @@ class ColouredBall(RadianceField):
 def ball(**options):
     config = RadianceFieldConfig(dense_grid=DenseGridConfig(resolutions=(4,)), num_samples=16, **options)
     return ColouredBall(config, torch.Generator().manual_seed(0))
+
+
+def save(field, file, kind, resolution, threshold):
+    """Write a field's surface as PLY; return the number of its vertices."""
+    surface = surface_of(field, kind, resolution, threshold)
+    write_ply(surface, file)
+    return len(surface.vertices)
 
 
 def frames(count, height=32, width=48):
@@ -109,7 +117,7 @@ def test_views_are_what_the_particle_renders_from_each_camera():
 
 
 def test_the_mesh_of_a_ball_has_the_radius_of_the_closed_form_and_faces_outwards(tmp_path):
-    count = write_ply(ball(), tmp_path / "new" / "ball.ply", "mesh", RESOLUTION, THRESHOLD)
+    count = save(ball(), tmp_path / "new" / "ball.ply", "mesh", RESOLUTION, THRESHOLD)
     mesh = trimesh.load(tmp_path / "new" / "ball.ply")
     assert len(mesh.vertices) == count
     radii = np.linalg.norm(mesh.vertices, axis=1)
@@ -123,7 +131,7 @@ def test_the_mesh_of_a_ball_has_the_radius_of_the_closed_form_and_faces_outwards
 
 
 def test_the_mesh_has_the_fields_colours_at_its_vertices(tmp_path):
-    write_ply(ball(), tmp_path / "ball.ply", "mesh", RESOLUTION, THRESHOLD)
+    save(ball(), tmp_path / "ball.ply", "mesh", RESOLUTION, THRESHOLD)
     mesh = trimesh.load(tmp_path / "ball.ply", process=False)
     colors = np.asarray(mesh.visual.vertex_colors)[:, :3].astype(float)
     # Rounded to bytes, from vertices rounded to fp32.
@@ -131,7 +139,7 @@ def test_the_mesh_has_the_fields_colours_at_its_vertices(tmp_path):
 
 
 def test_points_are_the_solid_cells_next_to_empty_ones_with_their_colours(tmp_path):
-    count = write_ply(ball(), tmp_path / "ball.ply", "points", RESOLUTION, THRESHOLD)
+    count = save(ball(), tmp_path / "ball.ply", "points", RESOLUTION, THRESHOLD)
     cloud = trimesh.load(tmp_path / "ball.ply")
     assert len(cloud.vertices) == count
     radii = np.linalg.norm(cloud.vertices, axis=1)
@@ -145,7 +153,7 @@ def test_points_are_the_solid_cells_next_to_empty_ones_with_their_colours(tmp_pa
 @pytest.mark.parametrize("kind", ["mesh", "points"])
 def test_an_object_that_fills_the_cube_is_closed_at_its_border(tmp_path, kind):
     # 10 (1 - r / 20) is above 9 in the whole cube: solid everywhere.
-    count = write_ply(ball(density_radius=20.0), tmp_path / "full.ply", kind, 10, THRESHOLD)
+    count = save(ball(density_radius=20.0), tmp_path / "full.ply", kind, 10, THRESHOLD)
     if kind == "points":
         assert count == 10**3 - 8**3
     else:
@@ -156,7 +164,7 @@ def test_an_object_that_fills_the_cube_is_closed_at_its_border(tmp_path, kind):
 
 
 def test_a_wider_bound_scales_the_mesh_with_it(tmp_path):
-    write_ply(ball(bound=2.0, density_radius=1.0), tmp_path / "wide.ply", "mesh", RESOLUTION, THRESHOLD)
+    save(ball(bound=2.0, density_radius=1.0), tmp_path / "wide.ply", "mesh", RESOLUTION, THRESHOLD)
     radii = np.linalg.norm(trimesh.load(tmp_path / "wide.ply").vertices, axis=1)
     assert np.abs(radii - 2 * RADIUS).max() < 2 * CELL / 20
 
@@ -165,5 +173,5 @@ def test_a_wider_bound_scales_the_mesh_with_it(tmp_path):
 def test_a_field_with_nothing_as_dense_as_the_threshold_is_refused_and_nothing_is_written(tmp_path, kind):
     # The densest cell centre is sqrt(3) / 2 cells from the middle: softplus(10 - 20 * 0.0433) = 9.13.
     with pytest.raises(ValueError, match="nothing is denser than --threshold 50: the densest cell has 9.13; lower it"):
-        write_ply(ball(), tmp_path / "new" / "empty.ply", kind, RESOLUTION, 50.0)
+        save(ball(), tmp_path / "new" / "empty.ply", kind, RESOLUTION, 50.0)
     assert not (tmp_path / "new").exists()

@@ -14,12 +14,14 @@ from typing import Any
 
 import tyro
 
+from dist_vsd.commands.help import HELP_FLAGS, Pages, long_page, short_page
+
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 # How tyro introduces a rule that one of our dataclasses told: by the name of a class or a field that users never see.
 _INNER_NAME = re.compile(r"^Error parsing (run[\w.-]*|\w+Arguments): ")
 
 
-def parse(kind: type, arguments: list[str], command: str, description: str, default: Any = None) -> Any:
+def parse(kind: type, arguments: list[str], command: str, description: str, default: Any = None, pages: Pages | None = None) -> Any:
     """Parse flags into a dataclass.
 
     Args:
@@ -28,10 +30,18 @@ def parse(kind: type, arguments: list[str], command: str, description: str, defa
         command: its name, for the usage line.
         description: for the help text.
         default: an instance that holds the defaults.
+        pages: of a command with more flags than a screen has lines.
 
     Raises:
         ValueError: an unknown flag, a missing or wrong value, or a rule of the dataclass.
+        SystemExit: after printing help.
     """
+    asked = [word for word in arguments if word in HELP_FLAGS]
+    if asked and pages is not None:
+        is_long = "--help-all" in asked
+        print(long_page(command, kind, default, pages, description) if is_long else short_page(command, kind, default, pages))
+        raise SystemExit(0)
+    arguments = ["--help" if word == "--help-all" else word for word in arguments]
     captured = io.StringIO()
     extra = {} if default is None else {"default": default}
     try:
@@ -40,7 +50,8 @@ def parse(kind: type, arguments: list[str], command: str, description: str, defa
     except SystemExit as end:
         if end.code in (0, None):
             raise
-        raise ValueError(_one_line(captured.getvalue(), command, arguments)) from None
+        help_flag = "--help" if pages is None else "--help-all"
+        raise ValueError(f"{_one_line(captured.getvalue(), arguments)}: see dist-vsd {command} {help_flag}") from None
 
 
 def flags_of(kind: type, prefix: str = "--") -> dict[str, Any]:
@@ -89,7 +100,7 @@ def _items(value: str) -> list[str]:
         return [value]
 
 
-def _one_line(text: str, command: str, arguments: list[str]) -> str:
+def _one_line(text: str, arguments: list[str]) -> str:
     """Condense tyro's box: its first sentence, and the flags that it thinks were meant."""
     rows = [_BOX.sub("", row).strip() for row in text.splitlines()]
     rows = [row for row in rows if row]
@@ -104,7 +115,7 @@ def _one_line(text: str, command: str, arguments: list[str]) -> str:
         word = message.removeprefix("Unrecognized options:").strip()
         flags = [argument for argument in arguments if argument.startswith("--") and argument.endswith(f"={word}")]
         hint = f" ({flags[0].partition('=')[0]} takes no value)" if flags else " (a prompt of several words needs quotes)"
-    return f"{message}{hint}: see dist-vsd {command} --help"
+    return f"{message}{hint}"
 
 
 def nearest_command(word: str, names: Iterable[str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 import time
 
@@ -9,40 +10,69 @@ from dist_vsd.config import RunConfig
 from dist_vsd.config_files import to_yaml
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.process import Process
-from dist_vsd.training.state import build_state, phi_tensors
+from dist_vsd.scaling.cost_model import most_renders
+from dist_vsd.scaling.fit import Needs
+from dist_vsd.scaling.memory import MIB, Memory, telling_out_of_memory
+from dist_vsd.training.state import TrainingState, build_state
 from dist_vsd.training.update import update
 
 MEASURED_UPDATES = 4
+# Of a rank with more, so many are timed and the rest is taken in proportion: the answer does not wait for thousands.
+TIMED_PARTICLES, TIMED_SHOTS = 8, 4
 
 
 def print_estimate(config: RunConfig, layout: Layout, process: Process) -> int:
     """Print the configuration, the layout, memory by what holds it, and time from a few real updates (collective).
 
     Nothing is written to disk. The updates that are timed are thrown away with the process.
+
+    Args:
+        config: of the run.
+        layout: of its particles.
+        process: this one.
     """
-    state = build_state(config, layout, process.device, process.accelerator)
-    prior_bytes = state.prior.num_bytes
-    theta_numbers = sum(p.numel() for p in state.particles[0].theta.parameters())
-    phi_numbers = sum(p.numel() for p in phi_tensors(state).values())
+    memory = Memory.of(process.device)
+    few, few_layout = _few_of(config, layout)
+    with telling_out_of_memory(memory, lambda free: Needs.of(config, layout, process.device).advice(free)):
+        state = build_state(few, few_layout, process.device, process.accelerator)
+        needs = Needs.of(config, layout, process.device, state)
+        seconds = _time_update(state) * most_renders(layout) / most_renders(few_layout)
+    if layout.rank:
+        return 0
+    print(to_yaml(config), end="")
+    print(layout_table(layout))
+    print("memory of the fullest rank, MiB (theta and phi with gradient and two Adam moments):")
+    remarks = {
+        "theta": f"(of a particle: {needs.sizes.theta_numbers:,} numbers)",
+        "phi": f"({needs.sizes.phi_numbers:,} numbers)",
+        "activations": "(the renders of a micro-batch and their encoding: estimated)",
+    }
+    for name, num_bytes in needs.parts().items():
+        print(f"  {name:<17} {num_bytes / MIB:10.1f}   {remarks.get(name, '')}".rstrip())
+    print(f"  {'free now':<17} {memory.free / MIB:10.1f}   (of {memory.where})")
+    minutes = seconds * config.num_updates / 60
+    share = "" if few_layout == layout else f" of {few.num_particles} particle(s) with {few_layout.num_views} view(s), and in proportion"
+    print(f"time: {seconds:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here{share}), {minutes:.1f} minutes in all")
+    return 0
+
+
+def _few_of(config: RunConfig, layout: Layout) -> tuple[RunConfig, Layout]:
+    """Return the run that is timed: this one, or one like it with fewer particles and views where a rank has many."""
+    take_turns = config.particles.theta_batch or config.particles.phi_batch  # then the time is not in proportion to their number
+    num_particles = layout.num_particles if take_turns else min(layout.num_particles, TIMED_PARTICLES * layout.num_shards)
+    num_views = min(layout.num_views, TIMED_SHOTS * layout.view_ranks * layout.views_per_shot)
+    few = dataclasses.replace(layout, num_particles=num_particles, num_views=num_views)
+    return dataclasses.replace(config, num_particles=few.num_particles, num_views=few.num_views), few
+
+
+def _time_update(state: TrainingState) -> float:
+    """Return the seconds of an update, without the first one."""
     seconds = []
     for index in range(MEASURED_UPDATES):
         begin = time.perf_counter()
         update(state, index, measure=True)
         seconds.append(time.perf_counter() - begin)
-    each = statistics.median(seconds[1:])
-    if layout.rank:
-        return 0
-    mib = 2**20
-    print(to_yaml(config), end="")
-    print(layout_table(layout))
-    print("memory of a rank, MiB (fp32 theta and phi with gradient and two Adam moments; activations not counted):")
-    print(f"  frozen prior      {prior_bytes / mib:10.1f}")
-    num_owned = len(state.particles)
-    print(f"  theta             {16 * theta_numbers * num_owned / mib:10.1f}   ({num_owned} x {theta_numbers:,} numbers)")
-    print(f"  phi               {16 * phi_numbers / mib:10.1f}   ({phi_numbers:,} numbers)")
-    minutes = each * config.num_updates / 60
-    print(f"time: {each:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here), {minutes:.1f} minutes in all")
-    return 0
+    return statistics.median(seconds[1:])
 
 
 def layout_table(layout: Layout) -> str:
@@ -50,9 +80,13 @@ def layout_table(layout: Layout) -> str:
     mesh = f"{layout.num_shards} shard(s) x {layout.view_ranks} rank(s) a particle"
     lines = [f"layout: {layout.num_particles} particle(s) on {layout.world_size} rank(s), {mesh}, {layout.num_views} view(s) a particle"]
     for row in layout.rows():
-        ids, views = ", ".join(map(str, row.particles)), ", ".join(map(str, row.views))
-        lines.append(f"  rank {row.rank}: shard {row.shard}, particle(s) {ids}, view(s) {views}")
+        lines.append(f"  rank {row.rank}: shard {row.shard}, particle(s) {_span(row.particles)}, view(s) {_span(row.views)}")
     busy = layout.num_renders / (layout.max_renders * layout.world_size)
     if busy < 1:
         lines.append(f"  ranks are busy {busy:.0%} of the time: the number of particles does not divide evenly")
     return "\n".join(lines)
+
+
+def _span(ids: range) -> str:
+    """Write consecutive ids for a reader: "3", "0, 1", "0-7"."""
+    return ", ".join(map(str, ids)) if len(ids) < 3 else f"{ids[0]}-{ids[-1]}"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse
+from dist_vsd.commands.help import Pages
 from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS, ONLY_WHEN_ASKED
 from dist_vsd.writable import require_writable_file
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from dist_vsd.runs.saved_run import SavedRun
 
 FIGURES_A_TABLE = 6
+LESS = "give fewer runs at once, or lower --num-azimuths, --sphere-subdivisions or --num-samples"
 DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid checkpoints.
 
 - clip: cosine of views and prompt
@@ -35,6 +37,20 @@ DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid check
 
 Without --metrics: all that the run and the given weights allow, but for samples and fid. Writes RUN_DIR/evaluation.json."""
 
+PAGES = Pages(
+    examples="""Measure runs: CLIP score, R-precision, quality and variety, diversity, faces, recognition, overlap.
+
+  dist-vsd evaluate runs/* --out table.csv
+  dist-vsd evaluate runs/a-green-duck --metrics clip r_precision""",
+    everyday=("--metrics", "--prompts", "--clip", "--num-azimuths", "--elevations", "--out"),
+    topics={
+        "What is measured": ("--metrics", "--prompts", "--out"),
+        "By which networks": ("--clip", "--dino", "--lpips"),
+        "From where": ("--elevations", "--num-azimuths", "--sphere-subdivisions"),
+        "Against the prior's own samples": ("--num-samples", "--sample-guidance"),
+    },
+)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class EvaluateArguments:
@@ -45,7 +61,7 @@ class EvaluateArguments:
     prompts: str = ""
     """A text file, a prompt a line: the set that R-precision is told from."""
     metrics: tuple[str, ...] = ()
-    """Names from the list above."""
+    """Out of clip, r_precision, entropy, diversity, multi_face, recognition, overlap, t3bench, dino, lpips, samples and fid."""
     clip: str = ""
     """Folder of a transformers CLIPModel in safetensors, instead of the one beside the prior."""
     dino: str = ""
@@ -92,7 +108,7 @@ class EvaluateArguments:
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
-    parsed = parse(EvaluateArguments, arguments, "evaluate", DESCRIPTION)
+    parsed = parse(EvaluateArguments, arguments, "evaluate", DESCRIPTION, pages=PAGES)
     folders = [Path(name) for name in dict.fromkeys(parsed.run_dirs)]
     for folder in folders:
         require_writable_file(folder / EVALUATION_FILE, f"{str(folder / EVALUATION_FILE)!r}", "give it back to its owner, or copy the run")
@@ -102,11 +118,20 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    with telling_out_of_memory(Memory.of(device), lambda _memory: LESS):
+        evaluate(parsed, folders, prompts, device)
+    return 0
+
+
+def evaluate(parsed: EvaluateArguments, folders: list[Path], prompts: tuple[str, ...], device: str) -> None:
+    """Measure runs, write their figures, and show them; ValueError for what some run lacks."""
     from dist_vsd.evaluation.evaluation import evaluate_run
     from dist_vsd.evaluation.results_file import record_of, write_all, write_record
     from dist_vsd.runs.saved_run import open_run
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
     checked = [open_run(folder, (0,)) for folder in folders]  # the particles themselves are read one run at a time
     instruments = list(choose_instruments(parsed, checked, prompts, device))
     require_metrics(parsed.metrics, list(zip(checked, instruments, strict=True)))
@@ -123,7 +148,6 @@ def run(arguments: list[str]) -> int:
         write_all(records, Path(parsed.out))
         print(parsed.out)
     show(records)
-    return 0
 
 
 def read_prompts(file: Path) -> tuple[str, ...]:

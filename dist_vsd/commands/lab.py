@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from dist_vsd.commands.arguments import parse
+from dist_vsd.commands.help import Pages
 from dist_vsd.config import flag, nearest
 from dist_vsd.errors import RunFailed
 from dist_vsd.lab.settings import MEASURES, METHODS, ORDERS, PHIS, Settings, Variant, check_measures
@@ -33,6 +34,22 @@ DESCRIPTION = """Compare denoising, SDS and VSD on mixtures of Gaussians: no net
 
 A component has a weight, a mean, and std or covariance. Every combination is a run; finished ones are not run again. Stopped at any
 time, the same command goes on with the next. It uses the CPU."""
+
+PAGES = Pages(
+    examples="""Denoising, SDS and VSD where the target is known exactly: figures and pictures of the particles.
+
+  dist-vsd lab --mixture four_gaussians ring
+  dist-vsd lab --methods vsd --phi learned --phi-steps 1 10 --seed 0 1 2""",
+    everyday=("--mixture", "--methods", "--phi", "--phi-steps", "--seed", "--num-particles", "--num-updates", "--process", "--out"),
+    topics={
+        "What is compared": ("--mixture", "--methods", "--phi", "--phi-steps", "--order", "--seed", "--measures"),
+        "The particles and how they move": (
+            "--num-particles", "--num-updates", "--start-std", "--lr", "--final-lr-fraction", "--phi-lr", "--guidance-scale",
+        ),
+        "The noise": ("--process", "--shift", "--timesteps."),
+        "Output": ("--out", "--no-pictures"),
+    },
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,12 +94,13 @@ class LabArguments:
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
-    parsed = parse(LabArguments, arguments, "lab", DESCRIPTION)
+    parsed = parse(LabArguments, arguments, "lab", DESCRIPTION, pages=PAGES)
     out = Path(parsed.out)
     require_writable_folder(out / "runs", f"--out {parsed.out!r}")
     require_writable_file(out / SUMMARY, f"--out {parsed.out!r}")
 
     from dist_vsd.lab.runs import execute, read_result
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
     from dist_vsd.training.preemption import StopRequest
 
     runs, priors = plan(parsed), load_mixtures(parsed)
@@ -93,8 +111,9 @@ def run(arguments: list[str]) -> int:
         say(f"{len(runs) - len(pending)} of {len(runs)} runs are finished in {out}")
     stop = StopRequest().install()
     try:
-        targets = make_targets(priors)
-        with progress(len(pending) * parsed.settings.num_updates) as (advance, tell):
+        less = telling_out_of_memory(Memory.of("cpu"), lambda _memory: "lower --num-particles, or the dimensions of --mixture")
+        with less, progress(len(pending) * parsed.settings.num_updates) as (advance, tell):
+            targets = make_targets(priors)
             for run in pending:
                 result = execute(run, targets[run.mixture], folder_of(run, out), lambda: stop.requested, advance)
                 if result is None:

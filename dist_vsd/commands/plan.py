@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dist_vsd.commands.arguments import parse
+from dist_vsd.commands.help import Pages
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.cost_model import (
     Cluster,
@@ -39,6 +40,28 @@ assumption: good for shares and trends, not for seconds.
 
 Assumed: rings inside a node and then between nodes, over each node's one link; stage times linear in the renders;
 ranks alike, no stragglers; no time for starting, checkpoints and previews. dist_vsd/scaling/cost_model.py has the formulas."""
+PAGES = Pages(
+    examples="""Foretell seconds, communication, memory and node-hours of a run on a cluster. Nothing runs; no GPU is needed.
+
+  dist-vsd plan --nodes 64 --gpus 8 --num-particles 2048             one scale, in detail
+  dist-vsd plan --nodes 1 8 64 128 --particles-per-rank 4            several, a row each
+  dist-vsd plan --nodes 64 --num-particles 2048 --measured RUN_DIR   with stage times of yours""",
+    everyday=(
+        "--nodes", "--gpus", "--num-particles", "--particles-per-rank", "--num-updates", "--prompt-file", "--measured",
+        "--bandwidth-gbit", "--json",
+    ),
+    topics={
+        "The cluster": (
+            "--nodes", "--gpus", "--bandwidth-gbit", "--latency-us", "--intra-bandwidth-gbit", "--intra-latency-us", "--overlap",
+        ),
+        "The run": (
+            "--num-particles", "--particles-per-rank", "--num-views", "--num-shards", "--micro-batch-size", "--steps-per-update",
+            "--num-updates", "--prompt-file", "--offload",
+        ),
+        "What an update takes": ("--measured", "--gpu-tflops", "--render-ms", "--activations-mib"),
+        "Output": ("--json",),
+    },
+)  # fmt: skip
 COLUMNS = (
     "nodes", "ranks", "particles", "shards x views", "s/update", "updates/s", "particle-up./s", "comm. %", "efficiency", "GiB", "node-hours"
 )  # fmt: skip
@@ -112,7 +135,7 @@ class Scale:
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
-    parsed = parse(PlanArguments, arguments, "plan", DESCRIPTION)
+    parsed = parse(PlanArguments, arguments, "plan", DESCRIPTION, pages=PAGES)
     check(parsed)
     if parsed.json not in ("", "-"):
         require_writable_file(Path(parsed.json), f"--json {parsed.json!r}")

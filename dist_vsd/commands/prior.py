@@ -101,16 +101,30 @@ def run_sample(arguments: list[str]) -> int:
 
     check_prompts([parsed.prompt], find_pipeline(parsed.prior))
 
+    from torch import Tensor
+
     from dist_vsd.device import best_device
     from dist_vsd.image_files import enlarge, tile, write_png
     from dist_vsd.priors.sampling import sample_images
     from dist_vsd.priors.table import load_prior
+    from dist_vsd.scaling.fit import PeakBytes, SizeFlag
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
 
-    prior = load_prior(parsed.prior, best_device())
-    seeds = range(parsed.seed, parsed.seed + parsed.num_samples)
-    prompts = [parsed.prompt] * parsed.num_samples
-    images = sample_images(prior, prompts, parsed.num_steps, parsed.guidance_scale, seeds, parsed.sampler)
-    write_png(enlarge(tile([images]), parsed.enlarge), file)
+    device = best_device()
+    memory = Memory.of(device)
+
+    def draw(num_samples: int, num_steps: int) -> Tensor:
+        seeds = range(parsed.seed, parsed.seed + num_samples)
+        return sample_images(prior, [parsed.prompt] * num_samples, num_steps, parsed.guidance_scale, seeds, parsed.sampler)
+
+    def advice(memory: Memory) -> str:
+        with PeakBytes() as count:
+            draw(1, 1)
+        return SizeFlag("--num-samples", parsed.num_samples, lambda number: number * count.peak).advice(memory)
+
+    with telling_out_of_memory(memory, advice):
+        prior = load_prior(parsed.prior, device)
+        write_png(enlarge(tile([draw(parsed.num_samples, parsed.num_steps)]), parsed.enlarge), file)
     print(f"{parsed.num_samples} sample(s) of {parsed.prompt!r}: {file}")
     return 0
 

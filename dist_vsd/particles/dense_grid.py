@@ -23,6 +23,7 @@ class DenseGrid(nn.Module):
             for r in config.resolutions
         )
         self.num_outputs = config.num_features * len(config.resolutions)
+        self.finest_resolution = max(config.resolutions)
 
     def forward(self, points: Tensor) -> Tensor:
         """Encode (N, 3) points in [-1, 1]^3 as (N, num_outputs) features; the gradient flows to the grids alone."""

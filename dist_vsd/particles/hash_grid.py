@@ -37,6 +37,7 @@ class HashGrid(nn.Module):
             nn.Parameter((torch.rand(size, config.num_features, generator=generator) * 2 - 1) * 1e-4) for size in sizes
         )
         self.num_outputs = config.num_levels * config.num_features
+        self.finest_resolution = self.resolutions[-1]
         corners = torch.tensor([[(i >> axis) & 1 for axis in range(3)] for i in range(8)])
         self.register_buffer("corners", corners, persistent=False)
 
