@@ -1,23 +1,29 @@
-# make demo   set up, then two particles of "a green duck" on two ranks: about ten minutes on two CPU cores
-# make test   set up, then lint and tests
+# make demo   set up, then two particles of "a green duck" on two ranks: about five minutes on two CPU cores
+# make test   set up with what tests need too, then lint and all tests: eight minutes
+# make quick  the tests of a minute (tests/conftest.py); of another Python: make quick PYTHON=python3.13
 # make compare  every objective on the same prompts, seeds and budget (resumable, some three hours); make compare-quick: 3 prompts
 # make gallery  the README's table and pictures (resumable; under two hours on two CPU cores)
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
-VENV := .venv
+# A Python that is named on the command line has an environment of its own beside the other.
+VENV := .venv$(if $(findstring command line,$(origin PYTHON)),-$(notdir $(PYTHON)))
 BIN := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || echo 1)
 RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
 DEMO := runs/demo
 
-.PHONY: demo test gallery compare compare-quick lint clean
+.PHONY: demo test quick gallery compare compare-quick lint clean
 
 # torch first and pinned: left to the other packages, pip may choose a build with gigabytes of CUDA.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt Makefile
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 10) <= v <= (3, 14) else f"Python 3.10 to 3.14 is needed, {sys.executable} is {v[0]}.{v[1]}: run make PYTHON=python3.11")'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed_for_tests: $(VENV)/.installed
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,deepspeed,bench]'
 	touch $@
 
@@ -25,10 +31,13 @@ demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch_configs/cpu.yaml --num_processes $(RANKS) \
 		-m dist_vsd train "a green duck" --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
 
-test: $(VENV)/.installed lint
+test: $(VENV)/.installed_for_tests lint
 	$(BIN)/python -m pytest --numprocesses $(RANKS) --dist loadfile
 
-lint: $(VENV)/.installed
+quick: $(VENV)/.installed_for_tests
+	$(BIN)/python -m pytest -m quick
+
+lint: $(VENV)/.installed_for_tests
 	$(BIN)/ruff check .
 
 gallery: $(VENV)/.installed
@@ -41,4 +50,4 @@ compare-quick: $(VENV)/.installed
 	$(BIN)/python benchmarks/compare.py --scale quick
 
 clean:
-	rm -rf $(VENV) build *.egg-info
+	rm -rf .venv .venv-* build *.egg-info

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,22 @@ from tests.slurm_cluster import SlurmCluster, why_not
 
 # Processes that tests start inherit it; the user's own cache stays as it is.
 os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_"))
+
+# The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
+# ranks or whole runs is not among them.
+QUICK = {
+    "background", "cameras", "captions", "config", "dashboard", "encodings", "evaluation_closed_forms", "export", "floors",
+    "gaussian_mixture", "glb", "guidance", "image_particle", "layout", "metrics", "plan", "process", "radiance_field", "random",
+    "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "volume_rendering",
+    "wandb_sweeps", "window",
+}  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Mark the class `quick`."""
+    for item in items:
+        if Path(item.path).stem.removeprefix("test_") in QUICK:
+            item.add_marker("quick")
 
 
 @pytest.fixture(scope="session")

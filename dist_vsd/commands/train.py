@@ -65,7 +65,7 @@ PAGES = Pages(
             "--num-particles", "--num-views", "--num-shards", "--micro-batch-size", "--precision", "--deterministic", "--particles.",
         ),
         "Representations": (
-            "--representation", "--render-size", "--final-lr-fraction", "--field.", "--regularization.",
+            "--representation", "--render-size", "--supervise", "--trains", "--final-lr-fraction", "--field.", "--regularization.",
             "--image.", "--latent.", "--siren.",
         ),
         "Objectives and priors": (
