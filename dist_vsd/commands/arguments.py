@@ -60,6 +60,8 @@ def flags_of(kind: type, prefix: str = "--") -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
+        if tyro.conf.Suppress in getattr(hint, "__metadata__", ()):
+            continue
         is_unnamed = any(getattr(note, "name", None) == "" for note in getattr(hint, "__metadata__", ()))
         plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
         name = prefix + field.name.replace("_", "-")

@@ -145,7 +145,7 @@ def flags_in(kind: type, default: Any, prefix: str = "--", section: str = "") ->
         if dataclasses.is_dataclass(plain):
             inner = prefix if given == [""] else f"{name}."
             sections.append((plain, value, inner, section if given == [""] else " ".join((plain.__doc__ or "").split())))
-        elif not _is_positional(notes):
+        elif not _is_positional(notes) and tyro.conf.Suppress not in notes:
             is_on = plain is bool and value is True
             shown = name if not is_on else f"{prefix}no-{name.removeprefix(prefix)}"
             text = texts.get(field.name, "")
