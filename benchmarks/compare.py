@@ -288,7 +288,7 @@ def run_options(scale: Scale, jobs: int) -> dict[str, Any]:
 
 def common_settings(num_updates: int) -> dict[str, Any]:
     never = 1_000_000
-    quiet = {"wandb.mode": "disabled", "turntables": False, "preview_every": never, "media_every": never, "evaluate_every": never}
+    quiet = {"wandb.mode": "disabled", "turntables": False, "preview_every": never}
     return quiet | {"num_updates": num_updates, "checkpoint_every": max(1, num_updates // 2), "keep_checkpoints": 1}
 
 

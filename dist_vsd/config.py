@@ -207,11 +207,8 @@ class _PlainFields:
     check_every: int = 50
     """Updates between two comparisons of phi over the ranks."""
     preview_every: int = 200
-    """Updates between two grids in renders/."""
-    evaluate_every: int = 200
-    """Updates between two evaluations of all particles: CLIP score, R-precision, quality, variety, diversity, faces, recognition."""
-    media_every: int = 200
-    """Updates between two showings of all particles: grids in renders/, and with them pictures and turntables for wandb."""
+    """Updates between two previews of all particles: a grid in renders/, figures by CLIP (score, R-precision, quality, variety, diversity,
+    faces, recognition), and pictures and turntables for wandb."""
     turntables: bool = True
     """Write a turntable of each particle at the end; `dist-vsd render` makes them at any time."""
     resume: bool = False
@@ -240,7 +237,7 @@ class RunConfig(_FieldsOfTables):
 
     def __post_init__(self) -> None:
         counts = ("num_particles", "num_updates", "render_size", "micro_batch_size", "checkpoint_every")
-        for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every", "evaluate_every", "media_every"):
+        for name in (*counts, "keep_checkpoints", "log_every", "check_every", "preview_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}: raise {flag(name)}")
         for name in ("num_particles", "num_views"):

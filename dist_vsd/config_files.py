@@ -26,9 +26,13 @@ DEFAULT_PRESET = "embedded"
 FREE_ON_RESUME = {
     "resume", "run_dir", "prompt_file", "num_updates", "start_from",
     "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
-    "num_shards", "micro_batch_size", "particles.offload", "turntables", "media_every", "evaluate_every",
+    "num_shards", "micro_batch_size", "particles.offload", "turntables",
     "wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags",
 }  # fmt: skip
+
+
+# Keys of version 0.4, and what says the same now.
+RENAMED = {"media_every": "preview_every", "evaluate_every": "preview_every"}
 
 
 def preset_names() -> list[str]:
@@ -60,6 +64,11 @@ def read_yaml(file: Path) -> dict[str, Any]:
     return content
 
 
+def read_saved(file: Path) -> dict[str, Any]:
+    """Read the configuration that a run has saved, without what an older version had and this one has not; ValueError as read_yaml."""
+    return {key: value for key, value in read_yaml(file).items() if key not in RENAMED}
+
+
 # A sweep merges thousands of configurations.
 _type_hints = functools.cache(typing.get_type_hints)
 
@@ -80,6 +89,8 @@ def merge(config: Any, values: dict[str, Any], source: str, prefix: str = "") ->
     changes = {}
     for key, value in values.items():
         name = f"{prefix}{key}"
+        if name in RENAMED:
+            raise ValueError(f"{source}: {name!r} is {RENAMED[name]!r} since version 0.5: rename it")
         if key not in hints:
             raise ValueError(f"{source}: unknown key {name!r}{nearest(str(key), hints)}: remove or rename it")
         current = getattr(config, key)

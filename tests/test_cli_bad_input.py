@@ -134,7 +134,7 @@ VALUE_CASES = {
     'train "a duck" --prompting.no-view-words --prompting.perp-neg': ("need view words", "drop --prompting.no-view-words"),
     'train "a duck, a duck, a duck, a duck, a duck"': ("a prompt of 17 tokens is too long", "would be cut off"),
     'train "a duck" --representation latent --latent.resolution 8': ("latents have 4 channels of 16 x 16", "--latent.resolution 16"),
-    'train "a duck" --evaluate-every 0': ("evaluate_every must be at least 1, got 0",),
+    'train "a duck" --evaluate-every 100': ("--evaluate-every is --preview-every since version 0.5",),
     "prior sample \"a duck\" --sampler euler": ("euler",),
     "info --world-size 2 --num-particles 0": ("num_particles must be at least 1, got 0",),
     "trian": ("command 'trian' does not exist", "did you mean train", "use one of train, render"),

@@ -25,7 +25,7 @@ from dist_vsd.sweep.submissions import SLURM, Submission, next_file, read_submis
 from tests.runs import environment
 
 TINY = {
-    "num_updates": 4, "checkpoint_every": 4, "log_every": 1, "preview_every": 100000, "media_every": 100000, "turntables": False,
+    "num_updates": 4, "checkpoint_every": 4, "log_every": 1, "preview_every": 100000, "turntables": False,
     "field.dense_grid.resolutions": [8, 16], "field.num_samples": 16, "wandb.mode": "disabled",
 }  # fmt: skip
 ENDLESS = TINY | {"num_updates": 100000, "checkpoint_every": 100000}

@@ -318,7 +318,7 @@ def test_the_run_id_is_the_agents_at_the_first_start_and_stays(tmp_path):
 
 
 def test_every_field_of_wandbs_may_change_on_resume():
-    assert {f"wandb.{name}" for name in to_mapping(WandbConfig())} | {"media_every"} <= FREE_ON_RESUME
+    assert {f"wandb.{name}" for name in to_mapping(WandbConfig())} | {"preview_every"} <= FREE_ON_RESUME
 
 
 @pytest.mark.parametrize(
@@ -326,7 +326,7 @@ def test_every_field_of_wandbs_may_change_on_resume():
     [
         (["--wandb.mode", "onlin"], "did you mean online"),
         (["--wandb.tags", "x" * 65], "1 to 64 characters"),
-        (["--media-every", "0"], "at least 1"),
+        (["--preview-every", "0"], "at least 1"),
     ],
 )
 def test_wrong_words_are_refused(arguments, says):
@@ -356,7 +356,7 @@ def test_a_run_on_two_ranks_stopped_and_resumed_is_one_run_with_figures_and_medi
     """The whole way: two ranks, a signal, --resume."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     run = tmp_path / "run"
-    words = ["a green duck", *TINY, "--num-updates", "100000", "--checkpoint-every", "100000", "--media-every", "4", "--run-dir", str(run)]
+    words = ["a duck", *TINY, "--num-updates", "100000", "--checkpoint-every", "100000", "--preview-every", "4", "--run-dir", str(run)]
     ranks = Ranks([*words, "--wandb.group", "sweep"], num_ranks=2, fault=("rank_is_slow", "1"))
     file = run / "metrics.jsonl"
     wait_until(lambda: not ranks.processes[0].is_alive() or (file.exists() and "media" in file.read_text()), 300)

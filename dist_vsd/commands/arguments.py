@@ -15,6 +15,7 @@ from typing import Any
 import tyro
 
 from dist_vsd.commands.help import HELP_FLAGS, Pages, long_page, short_page
+from dist_vsd.config_files import RENAMED
 
 _BOX = re.compile(r"[╭╮╰╯│─]+")
 # How tyro introduces a rule that one of our dataclasses told: by the name of a class or a field that users never see.
@@ -42,11 +43,17 @@ def parse(kind: type, arguments: list[str], command: str, description: str, defa
         print(long_page(command, kind, default, pages, description) if is_long else short_page(command, kind, default, pages))
         raise SystemExit(0)
     arguments = ["--help" if word == "--help-all" else word for word in arguments]
+    flags = flags_of(kind)
+    for word in arguments:
+        old = word.partition("=")[0].replace("_", "-")
+        new = "--" + RENAMED.get(old.removeprefix("--").replace("-", "_"), "").replace("_", "-")
+        if new in flags and old not in flags:
+            raise ValueError(f"{old} is {new} since version 0.5: use that")
     captured = io.StringIO()
     extra = {} if default is None else {"default": default}
     try:
         with contextlib.redirect_stderr(captured):
-            return tyro.cli(kind, args=spell_out(arguments, flags_of(kind)), prog=f"dist-vsd {command}", description=description, **extra)
+            return tyro.cli(kind, args=spell_out(arguments, flags), prog=f"dist-vsd {command}", description=description, **extra)
     except SystemExit as end:
         if end.code in (0, None):
             raise

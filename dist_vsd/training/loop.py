@@ -23,7 +23,7 @@ from dist_vsd.training.window import Window, means_by_band
 
 
 def train(
-    state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter, look: Callable[[int], None]
+    state: TrainingState, first: int, directory: RunDirectory, stop: StopRequest, reporter: Reporter, preview: Callable[[int], None]
 ) -> bool:
     """Run the updates of a stage until its last one or a request to stop (collective).
 
@@ -33,7 +33,7 @@ def train(
         directory: of the run, claimed.
         stop: tells whether this process was asked to stop; one rank's word stops all at the same update.
         reporter: told of every update.
-        look: called after every update with the number of updates done; looks at the particles when it is time to.
+        preview: called after every update with the number of updates done; shows the particles when it is time to.
 
     Returns:
         True if all updates of the stage are done, False if the run was stopped with everything saved.
@@ -64,7 +64,7 @@ def train(
             collectives.require_same_particles(f"after update {done}", tensors_by_id)
         if done % config.checkpoint_every == 0 or is_last or stopping:
             checkpoint.save(state, directory.checkpoints, done)
-        look(done)
+        preview(done)
         reporter.advance(done)
         if stopping and not is_last:
             return False

@@ -1,6 +1,6 @@
-"""Looking at the particles while they are optimised: grids in renders/, figures by CLIP, turntables for a reporter that takes them.
+"""Previews of the particles while they are optimised: grids in renders/, figures by CLIP, turntables for a reporter that takes them.
 
-Every particle is rendered from the same cameras, without randomness, so a look changes nothing of the run.
+Every particle is rendered from the same cameras, without randomness, so a preview changes nothing of the run.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ MOST_IN_A_VIDEO = 8
 PICTURES_IN_A_ROW = 8
 
 
-class Look:
-    """Looks at all particles after an update, if it is time to.
+class Preview:
+    """Shows all particles after an update, if it is time to.
 
     Args:
         state: of the run.
@@ -45,24 +45,19 @@ class Look:
         self._panel: Panel | None = None
 
     def __call__(self, done: int) -> None:
-        """Look after ``done`` updates: grid, figures and media each at their own intervals, and all at the end (collective)."""
+        """Preview after ``done`` updates, every ``preview_every`` of them and at the end of a stage (collective)."""
         config, layout = self._state.config, self._state.layout
-        is_last = done == self._state.stage.last
-        is_judged = done % config.evaluate_every == 0 or is_last
-        is_shown = done % config.media_every == 0 or is_last
-        has_grid = is_shown or done % config.preview_every == 0
-        if not (is_judged or has_grid):
+        if done % config.preview_every and done != self._state.stage.last:
             return
-        has_turntable = is_shown and self._takes_media and not self._is_flat
-        num_frames = 1 if self._is_flat else NUM_FRAMES if has_turntable else NUM_JUDGED if is_judged else NUM_SHOWN
+        has_turntable = self._takes_media and not self._is_flat
+        num_frames = 1 if self._is_flat else NUM_FRAMES if has_turntable else NUM_JUDGED
         frames = render_particles(self._state, num_frames) if layout.view_rank == 0 else []
-        if frames and has_grid:
+        if frames:
             write_png(enlarge(self._grid(frames), 2), self._directory.path / file_of(self._state, layout.shard, done, "png"))
         if frames and has_turntable:
             write_mp4(side_by_side(frames), self._directory.path / file_of(self._state, layout.shard, done, "mp4"), FRAMES_PER_SECOND)
-        if is_judged:
-            self._judge([row[:: max(1, num_frames // NUM_JUDGED)] for row in frames], done)
-        if is_shown and self._takes_media:
+        self._judge([row[:: max(1, num_frames // NUM_JUDGED)] for row in frames], done)
+        if self._takes_media:
             self._state.collectives.barrier()  # the other shards' files
             kinds = {"media/grid": "png"} | ({"media/turntable": "mp4"} if has_turntable else {})
             shards = range(layout.num_shards)
@@ -100,7 +95,7 @@ class Panel:
     def __init__(self, state: TrainingState) -> None:
         self._state = state
         config = state.config
-        poses = ([], 0) if config.is_flat else (words_of(look_cameras(state, NUM_JUDGED), config.camera), NUM_JUDGED)
+        poses = ([], 0) if config.is_flat else (words_of(preview_cameras(state, NUM_JUDGED), config.camera), NUM_JUDGED)
         self._question = ask(config.prompt, (), config.prior == EMBEDDED_NAME, *poses)
         assert state.prior.folder is not None
         self._judge = ClipJudge(ClipScorer.load(state.prior.folder.path / "clip", state.prior.device), self._question)
@@ -121,14 +116,14 @@ class Panel:
         return figures_of(ClipSums(*tensors), self._state.layout.num_particles, self._question)
 
 
-def look_cameras(state: TrainingState, num_frames: int) -> Cameras:
-    """Return the cameras of a look: one turn."""
+def preview_cameras(state: TrainingState, num_frames: int) -> Cameras:
+    """Return the cameras of a preview: one turn."""
     return turns(state.config.camera, num_frames, (ELEVATION_DEG,))
 
 
 def render_particles(state: TrainingState, num_frames: int) -> list[Tensor]:
     """Render one turn of each particle of this rank's shard; each (num_frames, 3, H, W) in [0, 1], on the CPU."""
-    cameras = look_cameras(state, num_frames).to(state.prior.device)
+    cameras = preview_cameras(state, num_frames).to(state.prior.device)
     rows = []
     for particle in state.particles:
         state.placement.fetch([particle])

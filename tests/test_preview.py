@@ -108,7 +108,7 @@ def looks(run_dir):
 
 def test_looking_changes_nothing_of_a_run_and_its_figures_do_not_depend_on_the_layout(tmp_path):
     words = ["a green duck", *TINY]
-    assert main(["train", *words, "--evaluate-every", "2", "--run-dir", str(tmp_path / "often")]) == 0
+    assert main(["train", *words, "--preview-every", "2", "--run-dir", str(tmp_path / "often")]) == 0
     assert main(["train", *words, "--run-dir", str(tmp_path / "once")]) == 0
     often, once = checkpoint(tmp_path / "often", 8), checkpoint(tmp_path / "once", 8)
     assert [name for name in once if not torch.equal(once[name], often[name])] == []
