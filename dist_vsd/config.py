@@ -210,6 +210,8 @@ class _PlainFields:
     """Updates between two grids in renders/."""
     evaluate_every: int = 200
     """Updates between two evaluations of all particles: CLIP score, R-precision, quality, variety, diversity, faces, recognition."""
+    evaluate_clip: Annotated[str, tyro.conf.arg(name="clip")] = ""
+    """The CLIP of these figures: the folder of a transformers CLIPModel in safetensors, or a hub id; empty: the one beside the prior."""
     media_every: int = 200
     """Updates between two showings of all particles: grids in renders/, and with them pictures and turntables for wandb."""
     turntables: bool = True
