@@ -209,6 +209,8 @@ class _PlainFields:
     preview_every: int = 200
     """Updates between two previews of all particles: a grid in renders/, figures by CLIP (score, R-precision, quality, variety, diversity,
     faces, recognition), and pictures and turntables for wandb."""
+    evaluate_clip: Annotated[str, tyro.conf.arg(name="clip")] = ""
+    """The CLIP of these figures: the folder of a transformers CLIPModel in safetensors, or a hub id; empty: the one beside the prior."""
     turntables: bool = True
     """Write a turntable of each particle at the end; `dist-vsd render` makes them at any time."""
     resume: bool = False

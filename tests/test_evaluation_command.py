@@ -13,7 +13,8 @@ from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.metric_names import METRICS
 from dist_vsd.evaluation.prior_samples import PriorSamples
 from dist_vsd.evaluation.views import capture, turns
-from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER, ClipScorer
+from dist_vsd.priors.clip import ClipScorer
+from dist_vsd.priors.clip_folder import EMBEDDED_CLIP_FOLDER
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER
 from dist_vsd.runs.saved_run import open_run
 from tests.runs import TINY
@@ -117,7 +118,7 @@ BAD = {
     "evaluate flat --prompts empty.txt": ("empty.txt must hold at least two prompts", "got 0"),
     "evaluate flat --prompts dragons.txt": ("does not know 'dragon'",),
     "evaluate flat --prompts long.txt": ("too long for the CLIP, which reads 16", "shorten"),
-    "evaluate flat --clip prior": ("CLIP folder prior can't be loaded",),
+    "evaluate flat --clip prior": ("CLIP 'prior' is incomplete",),
     "evaluate flat --dino prior": ("DINO folder prior can't be loaded",),
     "evaluate flat --lpips empty.txt": ("LPIPS weights empty.txt can't be used",),
     "evaluate flat --elevations 100": ("--elevations must be", "[-90, 90]"),

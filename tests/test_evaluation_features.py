@@ -10,7 +10,7 @@ from transformers import Dinov2Config, Dinov2Model
 from dist_vsd.evaluation.clip_figures import diversity
 from dist_vsd.evaluation.dino import DinoEncoder
 from dist_vsd.evaluation.lpips import CONVOLUTIONS, Lpips
-from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
+from dist_vsd.priors.clip_folder import EMBEDDED_CLIP_FOLDER
 
 
 def random(*shape, seed=0):

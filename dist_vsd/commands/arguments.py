@@ -14,7 +14,7 @@ from typing import Any
 
 import tyro
 
-from dist_vsd.commands.help import HELP_FLAGS, Pages, long_page, short_page
+from dist_vsd.commands.help import HELP_FLAGS, Pages, is_marked, long_page, short_page
 from dist_vsd.config_files import RENAMED
 
 _BOX = re.compile(r"[╭╮╰╯│─]+")
@@ -67,14 +67,13 @@ def flags_of(kind: type, prefix: str = "--") -> dict[str, Any]:
     hints = typing.get_type_hints(kind, include_extras=True)
     for field in dataclasses.fields(kind):
         hint = hints[field.name]
-        if tyro.conf.Suppress in getattr(hint, "__metadata__", ()):
-            continue
-        is_unnamed = any(getattr(note, "name", None) == "" for note in getattr(hint, "__metadata__", ()))
+        notes = getattr(hint, "__metadata__", ())
+        given = [note.name for note in notes if isinstance(getattr(note, "name", None), str)]
         plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-        name = prefix + field.name.replace("_", "-")
+        name = prefix + (given[0] if given else field.name.replace("_", "-"))
         if dataclasses.is_dataclass(plain):
-            flags |= flags_of(plain, prefix if is_unnamed else f"{name}.")
-        else:
+            flags |= flags_of(plain, prefix if given == [""] else f"{name}.")
+        elif not is_marked(notes, tyro.conf.Suppress):
             flags[name] = plain
     return flags
 

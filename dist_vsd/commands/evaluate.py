@@ -16,6 +16,8 @@ from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS, ONLY_WHEN
 from dist_vsd.writable import require_writable_file
 
 if TYPE_CHECKING:
+    import torch
+
     from dist_vsd.evaluation.instruments import Instruments
     from dist_vsd.runs.saved_run import SavedRun
 
@@ -63,7 +65,7 @@ class EvaluateArguments:
     metrics: tuple[str, ...] = ()
     """Out of clip, r_precision, entropy, diversity, multi_face, recognition, overlap, t3bench, dino, lpips, samples and fid."""
     clip: str = ""
-    """Folder of a transformers CLIPModel in safetensors, instead of the one beside the prior."""
+    """The folder of a transformers CLIPModel in safetensors, or a hub id; empty: the run's own --clip, else the one beside the prior."""
     dino: str = ""
     """Folder of a transformers DINO, DINOv2 or DINOv3 in safetensors."""
     lpips: str = ""
@@ -116,19 +118,19 @@ def run(arguments: list[str]) -> int:
         require_writable_file(Path(parsed.out), f"--out {parsed.out!r}")
     prompts = read_prompts(Path(parsed.prompts)) if parsed.prompts else ()
 
-    import torch
-
+    from dist_vsd.device import best_device
     from dist_vsd.scaling.memory import Memory, telling_out_of_memory
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     with telling_out_of_memory(Memory.of(device), lambda _memory: LESS):
         evaluate(parsed, folders, prompts, device)
     return 0
 
 
-def evaluate(parsed: EvaluateArguments, folders: list[Path], prompts: tuple[str, ...], device: str) -> None:
+def evaluate(parsed: EvaluateArguments, folders: list[Path], prompts: tuple[str, ...], device: torch.device) -> None:
     """Measure runs, write their figures, and show them; ValueError for what some run lacks."""
     from dist_vsd.evaluation.evaluation import evaluate_run
+    from dist_vsd.evaluation.instruments import NO_CLIP
     from dist_vsd.evaluation.results_file import record_of, write_all, write_record
     from dist_vsd.runs.saved_run import open_run
 
@@ -137,6 +139,8 @@ def evaluate(parsed: EvaluateArguments, folders: list[Path], prompts: tuple[str,
     require_metrics(parsed.metrics, list(zip(checked, instruments, strict=True)))
     for note in (note for saved in checked for note in saved.notes):
         print(note)
+    if blind := [str(saved.path) for saved, chosen in zip(checked, instruments, strict=True) if chosen.scorer is None]:
+        print(f"no figures by CLIP of {', '.join(blind[:3])}{' and others' if len(blind) > 3 else ''}: {NO_CLIP}")
     settings = {key: value for key, value in dataclasses.asdict(parsed).items() if key not in ("run_dirs", "out")}
     records = []
     for number, (folder, chosen) in enumerate(zip(folders, instruments, strict=True), 1):
@@ -167,7 +171,7 @@ def read_prompts(file: Path) -> tuple[str, ...]:
 
 
 def choose_instruments(
-    parsed: EvaluateArguments, runs: list[SavedRun], prompts: tuple[str, ...], device: str
+    parsed: EvaluateArguments, runs: list[SavedRun], prompts: tuple[str, ...], device: torch.device
 ) -> Iterable[Instruments]:
     """Yield the instruments for each run; those of the same prior share their networks.
 
@@ -180,6 +184,7 @@ def choose_instruments(
     from dist_vsd.evaluation.prior_samples import PriorSamples
     from dist_vsd.evaluation.question import ask
     from dist_vsd.priors.clip import ClipScorer
+    from dist_vsd.priors.clip_folder import clip_for
     from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
 
     dino = DinoEncoder.load(Path(parsed.dino), device) if parsed.dino else None
@@ -188,7 +193,8 @@ def choose_instruments(
     scorers: dict[Path | None, ClipScorer | None] = {None: None}
     for saved in runs:
         config = saved.config
-        folder = Path(parsed.clip) if parsed.clip else clip_folder(config.prior)
+        named = parsed.clip or config.evaluate_clip
+        folder = clip_for(config.prior, named)
         if folder not in scorers:
             scorers[folder] = ClipScorer.load(folder, device)
         is_embedded = config.prior == EMBEDDED_NAME
@@ -197,21 +203,12 @@ def choose_instruments(
         scorer = scorers[folder]
         if scorer is not None:
             question = ask(config.prompt, others, is_embedded)
-            require_readable(scorer, [*question.candidates, *question.view_texts], is_embedded and not parsed.clip)
+            require_readable(scorer, [*question.candidates, *question.view_texts], is_embedded and not named)
         yield Instruments(
             metrics=parsed.wanted, scorer=scorer, in_embedded_language=is_embedded, prompts=others, dino=dino, lpips=lpips,
             samples=samples, elevations_deg=parsed.elevations, num_azimuths=parsed.num_azimuths,
             sphere_subdivisions=parsed.sphere_subdivisions,
         )  # fmt: skip
-
-
-def clip_folder(prior: str) -> Path | None:
-    """Return the folder of the CLIP that lies beside a prior, or None."""
-    from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
-    from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
-
-    folder = EMBEDDED_CLIP_FOLDER if prior == EMBEDDED_NAME else Path(prior).expanduser() / "clip"
-    return folder if folder.is_dir() else None
 
 
 def require_readable(scorer: Any, texts: list[str], has_closed_vocabulary: bool) -> None:

@@ -73,14 +73,13 @@ def run(arguments: list[str]) -> int:
     folder = Path(parsed.out or Path(parsed.run_dir, "export"))
     require_writable_folder(folder, f"--out {parsed.out!r}" if parsed.out else f"{str(folder)!r}", "choose another --out")
 
-    import torch
-
+    from dist_vsd.device import best_device
     from dist_vsd.export.surface import VOLUME_BYTES
     from dist_vsd.runs.saved_run import open_run
     from dist_vsd.scaling.fit import SizeFlag
     from dist_vsd.scaling.memory import Memory, telling_out_of_memory
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = best_device()
     memory = Memory.of(device)
     size = SizeFlag("--resolution", parsed.resolution, lambda cells: VOLUME_BYTES * cells**3)
     size.require_fit(memory)

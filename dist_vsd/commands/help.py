@@ -145,7 +145,7 @@ def flags_in(kind: type, default: Any, prefix: str = "--", section: str = "") ->
         if dataclasses.is_dataclass(plain):
             inner = prefix if given == [""] else f"{name}."
             sections.append((plain, value, inner, section if given == [""] else " ".join((plain.__doc__ or "").split())))
-        elif not _is_positional(notes) and tyro.conf.Suppress not in notes:
+        elif not is_marked(notes, tyro.conf.Positional) and not is_marked(notes, tyro.conf.Suppress):
             is_on = plain is bool and value is True
             shown = name if not is_on else f"{prefix}no-{name.removeprefix(prefix)}"
             text = texts.get(field.name, "")
@@ -170,9 +170,9 @@ def docstrings_of(kind: type) -> dict[str, str]:
     return texts
 
 
-def _is_positional(notes: tuple[Any, ...]) -> bool:
-    (marker,) = tyro.conf.Positional[int].__metadata__
-    return marker in notes
+def is_marked(notes: tuple[Any, ...], marker: Any) -> bool:
+    """Say whether the notes of a field's annotation have one of tyro's markers, such as tyro.conf.Positional."""
+    return marker[int].__metadata__[0] in notes
 
 
 def _positional(kind: type) -> str:
@@ -184,7 +184,7 @@ def _positional(kind: type) -> str:
         plain = typing.get_args(hints[field.name])[0] if notes else hints[field.name]
         if dataclasses.is_dataclass(plain):
             words.append(_positional(plain).strip())
-        elif _is_positional(notes):
+        elif is_marked(notes, tyro.conf.Positional):
             word = field.name.upper().removesuffix("S") if typing.get_origin(plain) is tuple else f'"{field.name.upper()}"'
             words.append(f"{word} [{word} ...]" if typing.get_origin(plain) is tuple else word)
     return "".join(f"{word} " for word in words if word)

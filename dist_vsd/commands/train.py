@@ -18,6 +18,7 @@ from dist_vsd.commands.help import Pages
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml, to_mapping
 from dist_vsd.distributed.launcher import launchers_precision
+from dist_vsd.priors.clip_folder import clip_for
 from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
@@ -55,7 +56,7 @@ PAGES = Pages(
     everyday=(
         "--num-particles", "--num-updates", "--run-dir", "--seed", "--preset", "--config", "--objective", "--representation",
         "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--preview-every",
-        "--resume", "--start-from", "--wandb.mode", "--dry-run",
+        "--clip", "--resume", "--start-from", "--wandb.mode", "--dry-run",
     ),
     topics={
         "The run": (
@@ -74,7 +75,8 @@ PAGES = Pages(
         "eps_phi": ("--score.",),
         "Cameras and prompts by view": ("--camera.", "--prompting."),
         "Checkpoints, figures and pictures": (
-            "--checkpoint-every", "--keep-checkpoints", "--log-every", "--check-every", "--preview-every", "--no-turntables", "--wandb.",
+            "--checkpoint-every", "--keep-checkpoints", "--log-every", "--check-every", "--preview-every", "--clip", "--no-turntables",
+            "--wandb.",
         ),
     },
 )  # fmt: skip
@@ -317,6 +319,7 @@ def _prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirect
         check_starts(stages)
     for stage in stages:
         _check_stage(stage.config)
+    clip_for(config.prior, config.evaluate_clip)
     return parsed, config, directory
 
 

@@ -14,6 +14,7 @@ from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.runs.saved_run import SavedRun
 
 NEED_CLIP = ("clip", "r_precision", "entropy", "diversity", "multi_face", "recognition", "t3bench", "samples")
+NO_CLIP = "none lies beside the prior; give --clip FOLDER, or a hub id"
 NEED_TWO_PARTICLES = ("diversity", "dino", "lpips")
 NEED_POSES = ("multi_face", "t3bench")
 NEED_VOLUME = ("overlap",)
@@ -51,7 +52,7 @@ class Instruments:
     def missing(self, metric: str) -> str:
         """Return what a metric needs and was not given, with the remedy; empty if it has all."""
         if metric in NEED_CLIP and self.scorer is None:
-            return "a CLIP, and none lies beside the prior: give --clip FOLDER"
+            return f"a CLIP: {NO_CLIP}"
         if metric == "dino" and self.dino is None:
             return "weights: give --dino FOLDER"
         if metric == "lpips" and self.lpips is None:
@@ -61,7 +62,7 @@ class Instruments:
         if metric == "fid" and not is_available():
             return "torchmetrics, which is not installed: pip install 'dist_vsd[evaluate]'"
         if metric == "fid" and self.scorer is None and self.dino is None:
-            return "features to compare: give --clip FOLDER or --dino FOLDER"
+            return "features to compare: give --clip or --dino"
         return ""
 
     def unfit(self, metric: str, saved: SavedRun) -> str:

@@ -5,17 +5,21 @@ Every particle is rendered from the same cameras, without randomness, so a previ
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
 from torch import Tensor
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.evaluation.clip_figures import ClipSums, figures_of, sums_of
+from dist_vsd.evaluation.instruments import NO_CLIP
 from dist_vsd.evaluation.judge import ClipJudge
 from dist_vsd.evaluation.question import ask
 from dist_vsd.evaluation.views import turns
 from dist_vsd.export.turntable import render_views
 from dist_vsd.image_files import enlarge, tile, write_mp4, write_png
 from dist_vsd.priors.clip import ClipScorer
+from dist_vsd.priors.clip_folder import clip_for
 from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.training.prompt import words_of
@@ -42,7 +46,9 @@ class Preview:
     def __init__(self, state: TrainingState, directory: RunDirectory, reporter: Reporter, takes_media: bool) -> None:
         self._state, self._directory, self._reporter = state, directory, reporter
         self._is_flat, self._takes_media = state.config.is_flat, takes_media
+        self._clip = clip_for(state.config.prior, state.config.evaluate_clip)
         self._panel: Panel | None = None
+        self._has_told = False
 
     def __call__(self, done: int) -> None:
         """Preview after ``done`` updates, every ``preview_every`` of them and at the end of a stage (collective)."""
@@ -50,7 +56,7 @@ class Preview:
         if done % config.preview_every and done != self._state.stage.last:
             return
         has_turntable = self._takes_media and not self._is_flat
-        num_frames = 1 if self._is_flat else NUM_FRAMES if has_turntable else NUM_JUDGED
+        num_frames = 1 if self._is_flat else NUM_FRAMES if has_turntable else NUM_JUDGED if self._clip else NUM_SHOWN
         frames = render_particles(self._state, num_frames) if layout.view_rank == 0 else []
         if frames:
             write_png(enlarge(self._grid(frames), 2), self._directory.path / file_of(self._state, layout.shard, done, "png"))
@@ -74,31 +80,33 @@ class Preview:
         return tile(list(torch.cat([pictures, white]).split(columns)))
 
     def _judge(self, views: list[Tensor], done: int) -> None:
-        """Report the figures by CLIP over all particles, where a CLIP lies beside the prior (collective)."""
-        folder = self._state.prior.folder
-        if folder is None or not (folder.path / "clip").is_dir():
+        """Report the figures by CLIP over all particles, where there is one; say once where there is none (collective)."""
+        if self._clip is None:
+            if not self._has_told:
+                self._reporter.event(done, f"no figures by CLIP (score, R-precision, diversity, faces): {NO_CLIP}")
+            self._has_told = True
             return
         if self._panel is None:
-            self._panel = Panel(self._state)
+            self._panel = Panel(self._state, self._clip)
         self._reporter.log(done, self._panel.figures(views))
 
 
 class Panel:
-    """Judges views by the CLIP that lies beside the prior; see clip_figures.
+    """Judges views by a CLIP; see clip_figures.
 
     R-precision is told where the prior is the embedded one and the prompt one of its captions: these are what it is told from.
 
     Args:
         state: of the run.
+        clip: folder of the CLIP.
     """
 
-    def __init__(self, state: TrainingState) -> None:
+    def __init__(self, state: TrainingState, clip: Path) -> None:
         self._state = state
         config = state.config
         poses = ([], 0) if config.is_flat else (words_of(preview_cameras(state, NUM_JUDGED), config.camera), NUM_JUDGED)
         self._question = ask(config.prompt, (), config.prior == EMBEDDED_NAME, *poses)
-        assert state.prior.folder is not None
-        self._judge = ClipJudge(ClipScorer.load(state.prior.folder.path / "clip", state.prior.device), self._question)
+        self._judge = ClipJudge(ClipScorer.load(clip, state.prior.device), self._question)
 
     def figures(self, views: list[Tensor]) -> dict[str, float]:
         """Return the figures over all ranks (collective).

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from dist_vsd.objectives.objective import Batch, Cotangents
 from dist_vsd.objectives.objective_configs import ClipConfig
-from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER, ClipScorer
+from dist_vsd.priors.clip import ClipScorer
+from dist_vsd.priors.clip_folder import EMBEDDED_CLIP_FOLDER
 from dist_vsd.priors.prior import Prior
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import CLIPModel, CLIPTokenizer
 
-EMBEDDED_CLIP_FOLDER = Path(__file__).parent / "embedded" / "weights" / "clip"
+from dist_vsd.priors.clip_folder import EMBEDDED_CLIP_FOLDER
 
 
 class ClipScorer:

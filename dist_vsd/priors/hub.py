@@ -16,12 +16,14 @@ def is_hub_id(prior: str) -> bool:
     return _HUB_ID.fullmatch(prior) is not None and not Path(prior).exists()
 
 
-def download(prior: str, patterns: Sequence[str]) -> Path:
-    """Bring a pipeline's files here, or find them in the hub's cache.
+def download(prior: str, patterns: Sequence[str], kind: str = "prior", first: str = "model_index.json") -> Path:
+    """Bring a model's files here, or find them in the hub's cache.
 
     Args:
         prior: hub id, with "@" and a branch, tag or commit to pin it.
         patterns: of the files.
+        kind: what it is, for the message.
+        first: a file that it has in any case.
 
     Returns:
         The folder of that revision in the hub's cache.
@@ -38,10 +40,10 @@ def download(prior: str, patterns: Sequence[str]) -> Path:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns), ignore_patterns=["*non_ema*"]))
     except Exception as error:  # the hub's client raises errors of a dozen kinds, its HTTP library's among them
         # A cache that another program filled may lack files that we don't need: what we need is checked by whoever called.
-        cached = try_to_load_from_cache(name, "model_index.json", revision=revision)
+        cached = try_to_load_from_cache(name, first, revision=revision)
         if isinstance(cached, str):
             return Path(cached).parent
         raise ValueError(
-            f"prior {prior!r} is neither a folder here nor to be had from the hub ({type(error).__name__}), nor is it in the hub's cache: "
+            f"{kind} {prior!r} is neither a folder here nor to be had from the hub ({type(error).__name__}), nor is it in the hub's cache: "
             f"check the name{instead_of(prior)}{', the revision' if revision else ''} or the network"
         ) from error

@@ -19,8 +19,8 @@ LDM_PREFIXES = {
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.safetensors$")
 
 
-def read_json(file: Path, prior: str) -> dict[str, Any]:
-    """Read a JSON object; ``prior`` is named in errors.
+def read_json(file: Path, prior: str, kind: str = "prior") -> dict[str, Any]:
+    """Read a JSON object; ``kind`` and ``prior`` are named in errors.
 
     Raises:
         ValueError: the file is missing or holds something else.
@@ -28,26 +28,26 @@ def read_json(file: Path, prior: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise ValueError(f"prior {prior!r} is incomplete: {file} is missing; copy the whole pipeline folder") from error
+        raise ValueError(f"{kind} {prior!r} is incomplete: {file} is missing; copy the whole folder") from error
     except (OSError, ValueError) as error:
-        raise ValueError(f"prior {prior!r} is damaged: {file} is not readable JSON; copy it anew") from error
+        raise ValueError(f"{kind} {prior!r} is damaged: {file} is not readable JSON; copy it anew") from error
     if not isinstance(content, dict):
-        raise ValueError(f"prior {prior!r} is damaged: {file} holds no JSON object; copy it anew")
+        raise ValueError(f"{kind} {prior!r} is damaged: {file} holds no JSON object; copy it anew")
     return content
 
 
-def check_tokenizer(folder: Path, prior: str) -> None:
+def check_tokenizer(folder: Path, prior: str, kind: str = "prior") -> None:
     """Refuse a folder that holds no whole tokenizer.
 
     Raises:
         ValueError: naming the file.
     """
     if (folder / "tokenizer.json").exists():
-        read_json(folder / "tokenizer.json", prior)
+        read_json(folder / "tokenizer.json", prior, kind)
         return
-    read_json(folder / "vocab.json", prior)
+    read_json(folder / "vocab.json", prior, kind)
     if not (folder / "merges.txt").is_file():
-        raise ValueError(f"prior {prior!r} is incomplete: {folder / 'merges.txt'} is missing; copy the whole pipeline folder")
+        raise ValueError(f"{kind} {prior!r} is incomplete: {folder / 'merges.txt'} is missing; copy the whole folder")
 
 
 def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
