@@ -11,6 +11,8 @@ VENV := .venv$(if $(findstring command line,$(origin PYTHON)),-$(notdir $(PYTHON
 BIN := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || echo 1)
 RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
+# One more than ranks: some tests mostly wait, for Slurm or for ranks that are lost.
+WORKERS := $(shell [ $(CORES) -ge 2 ] && echo 3 || echo 1)
 DEMO := runs/demo
 
 .PHONY: demo test quick gallery compare compare-quick lint clean
@@ -32,7 +34,7 @@ demo: $(VENV)/.installed
 		-m dist_vsd train "a green duck" --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
 
 test: $(VENV)/.installed_for_tests lint
-	$(BIN)/python -m pytest --numprocesses $(RANKS) --dist loadfile
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed_for_tests
 	$(BIN)/python -m pytest -m quick
