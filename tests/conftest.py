@@ -21,10 +21,10 @@ LONGEST = (
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.
 QUICK = {
-    "background", "cameras", "captions", "config", "dashboard", "encodings", "evaluation_closed_forms", "export", "floors",
-    "gaussian_mixture", "glb", "guidance", "image_particle", "layout", "metrics", "plan", "process", "radiance_field", "random",
-    "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "volume_rendering",
-    "wandb_sweeps", "window",
+    "background", "cameras", "captions", "checkpoint", "cli_bad_input", "config", "dashboard", "encodings", "evaluation_closed_forms",
+    "export", "floors", "gaussian_mixture", "glb", "guidance", "help", "image_particle", "layout", "metrics", "plan", "process",
+    "radiance_field", "random", "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "timesteps",
+    "update_gradient", "volume_rendering", "wandb_sweeps", "window",
 }  # fmt: skip
 
 
