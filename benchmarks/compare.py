@@ -11,6 +11,7 @@ Writes benchmarks/results/compare.json, docs/compare.md and pictures beside it (
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import itertools
@@ -120,6 +121,7 @@ class Scale:
         num_samples: of the prior, for distances to them.
         num_rounds: in which the methods take turns to be timed.
         parts: that are run unless others are asked for.
+        variety: methods of that part.
     """
 
     name: str
@@ -131,12 +133,13 @@ class Scale:
     num_samples: int = 256
     num_rounds: int = 9
     parts: tuple[str, ...] = ("objects", "equal_time", "variety", "pictures")
+    variety: tuple[str, ...] = tuple(VARIETY)
 
 
 SCALES = {
     "full": Scale("compare", PROMPTS, (0, 1), 400, 600, 16, parts=tuple(COLUMNS)),
     "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
-    "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4, num_rounds=1),
+    "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4, num_rounds=1, variety=("ancestral 7.5", "vsd 7.5")),
 }
 
 
@@ -166,14 +169,14 @@ def evaluate(sweep: Sweep, num_samples: int, jobs: int) -> list[dict[str, Any]]:
     Args:
         sweep: whose runs are done.
         num_samples: of the prior to compare with; 0: without.
-        jobs: processes.
+        jobs: processes; one is this one.
     """
     folders = [sweep.run_dir(run) for run in sweep.runs]
     missing = [folder for folder in folders if not (folder / EVALUATION_FILE).exists()]
-    if missing:
-        with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-            for number, folder in enumerate(pool.map(evaluate_folder, missing, itertools.repeat(num_samples)), 1):
-                print(f"[{number}/{len(missing)}] {folder.name}: evaluated", flush=True)
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) if jobs > 1 else contextlib.nullcontext() as pool:
+        evaluated = (pool.map if pool else map)(evaluate_folder, missing, itertools.repeat(num_samples))
+        for number, folder in enumerate(evaluated, 1):
+            print(f"[{number}/{len(missing)}] {folder.name}: evaluated", flush=True)
     records = []
     for run, folder in zip(sweep.runs, folders, strict=True):
         record = json.loads((folder / EVALUATION_FILE).read_text())
@@ -303,7 +306,7 @@ def run_latents(part: str, seeds: Sequence[int], methods: dict[str, dict[str, An
 
 def run_variety(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `variety`."""
-    return run_latents("variety", scale.seeds, VARIETY, scale, jobs)
+    return run_latents("variety", scale.seeds, {name: VARIETY[name] for name in scale.variety}, scale, jobs)
 
 
 def run_settings(scale: Scale, jobs: int) -> dict[str, Any]:

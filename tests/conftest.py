@@ -12,21 +12,33 @@ from tests.slurm_cluster import SlurmCluster, why_not
 # Processes that tests start inherit it; the user's own cache stays as it is.
 os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_"))
 
+# The files that take the longest, the longest first, so that the workers of pytest-xdist end together: a file goes to one of them.
+LONGEST = (
+    "slurm", "ranks", "compare", "launch_lines", "rank_death", "wandb", "heartbeat", "sweep_run", "sweep_page", "bench", "launch", "resume",
+    "look", "theory", "cli_bad_input", "embedded_prior", "distributed", "flat_particles", "placement", "evaluation_command",
+    "prior_loading", "loss_scale", "recipe", "lab",
+)  # fmt: skip
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.
 QUICK = {
-    "background", "cameras", "captions", "config", "dashboard", "encodings", "evaluation_closed_forms", "export", "floors",
-    "gaussian_mixture", "glb", "guidance", "image_particle", "layout", "metrics", "plan", "process", "radiance_field", "random",
-    "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "volume_rendering",
-    "wandb_sweeps", "window",
+    "background", "cameras", "captions", "checkpoint", "cli_bad_input", "config", "dashboard", "encodings", "evaluation_closed_forms",
+    "export", "floors", "gaussian_mixture", "glb", "guidance", "help", "image_particle", "layout", "metrics", "plan", "process",
+    "radiance_field", "random", "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "timesteps",
+    "update_gradient", "volume_rendering", "wandb_sweeps", "window",
 }  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    """Mark the class `quick`."""
+    """Mark the class `quick`, and begin with what takes the longest."""
     for item in items:
-        if Path(item.path).stem.removeprefix("test_") in QUICK:
+        if name_of(item) in QUICK:
             item.add_marker("quick")
+    items.sort(key=lambda item: LONGEST.index(name_of(item)) if name_of(item) in LONGEST else len(LONGEST))
+
+
+def name_of(item):
+    """Return the name of a test's file: layout of test_layout.py."""
+    return Path(item.path).stem.removeprefix("test_")
 
 
 @pytest.fixture(scope="session")

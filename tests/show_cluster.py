@@ -6,7 +6,6 @@ it prints where the results page is. It needs root, and installs Slurm if it mus
 
 import argparse
 import itertools
-import json
 import os
 import shlex
 import subprocess
@@ -15,6 +14,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from dist_vsd.sweep.manifest import read_sweep
+from dist_vsd.sweep.state import states_of
 from tests.guide import lines_of
 from tests.runs import ROOT, environment
 from tests.slurm_cluster import SlurmCluster, why_not
@@ -23,10 +24,9 @@ PROMPTS = ["a green duck", "a red car", "a blue mug", "a yellow house"]
 BIN = Path(sys.executable).parent
 
 
-def commands():
-    """Return the lines of the guide's chapters on runs and sweeps as lists of words."""
-    page = ROOT / "docs" / "slurm.md"
-    return [line.words for chapter in ("One run", "Many runs") for line in lines_of(page, chapter)]
+def commands(chapters):
+    """Return the lines of some chapters of the guide's page as lists of words."""
+    return [line.words for chapter in chapters for line in lines_of(ROOT / "docs" / "slurm.md", chapter)]
 
 
 class Show:
@@ -43,12 +43,12 @@ class Show:
         self.slurm, self.folder, self.settings, self.prompts = slurm, Path(folder), settings, prompts
         self.variables = slurm.environment | environment() | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "120"}
 
-    def play(self):
-        """Run all lines; return the results page."""
+    def play(self, chapters):
+        """Run all lines of the chapters, of which the last one is on a sweep; return the results page."""
         (self.folder / "slurm").symlink_to(ROOT / "slurm")
         (self.folder / "prompts.txt").write_text("\n".join(self.prompts) + "\n")
         self.jobs = []
-        for words in commands():
+        for words in commands(chapters):
             getattr(self, "_" + (words[0] if words[0] == "sbatch" else words[2]))(words)
         return self.folder / "sweeps/prompts/results/results.html"
 
@@ -71,19 +71,18 @@ class Show:
         for job in self.jobs:
             self.slurm.wait(job, "COMPLETED", "FAILED", seconds=1800)
             assert self.slurm.state(job) == "COMPLETED", job
-        self._until(lambda status: any(run["state"] == "running" and run["update"] > 0 for run in status["runs"]))
+        self._until(lambda states: any(run.state == "running" and run.update > 0 for run in states))
         self.run(["sbatch", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 2"])
 
     def _status(self, words):
         """Show the sweep while it runs, and wait for its end."""
         self.run(words)
-        self._until(lambda status: all(run["state"] in ("done", "failed") for run in status["runs"]))
+        self._until(lambda states: all(run.state in ("done", "failed") for run in states))
         self.run(words)
 
     def _until(self, condition):
-        words = ["dist-vsd", "sweep", "status", "sweeps/prompts", "--json"]
-        while not condition(json.loads(self.run(words, quietly=True))):
-            time.sleep(1)
+        while not condition(states_of(read_sweep(self.folder / "sweeps/prompts")).values()):
+            time.sleep(0.5)
 
     def _other(self, words):
         self.run(words)
@@ -112,7 +111,7 @@ def main():
     folder = Path(arguments.folder or tempfile.mkdtemp(prefix="dist_vsd_cluster_"))
     folder.mkdir(parents=True, exist_ok=True)
     with SlurmCluster(tempfile.mkdtemp(prefix="slurm_"), networks=True) as cluster:
-        page = Show(cluster, folder, {"num_updates": arguments.updates, "checkpoint_every": 50}, PROMPTS).play()
+        page = Show(cluster, folder, {"num_updates": arguments.updates, "checkpoint_every": 50}, PROMPTS).play(["One run", "Many runs"])
     print(f"the page of results: {page}")
     return 0
 

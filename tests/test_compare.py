@@ -18,7 +18,8 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compare")
 
     def compare():
-        words = ["benchmarks/compare.py", "--scale", "tiny", "--parts", "objects", "equal_time", "variety", "--out", str(folder)]
+        words = ["benchmarks/compare.py", "--scale", "tiny", "--jobs", "1", "--out", str(folder)]
+        words += ["--parts", "objects", "equal_time", "variety"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
         return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
 

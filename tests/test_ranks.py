@@ -10,8 +10,8 @@ import torch
 from tests.ranks import run_ranks
 from tests.runs import TINY, checkpoint
 
-FOUR = ["a green duck", *TINY, "--num-particles", "4", "--num-views", "2", "--num-updates", "10"]
-FOUR += ["--checkpoint-every", "10", "--micro-batch-size", "2"]  # convolutions round by the shape of a batch: the same for all
+FOUR = ["a green duck", *TINY, "--num-particles", "4", "--num-views", "2", "--num-updates", "6"]
+FOUR += ["--checkpoint-every", "6", "--micro-batch-size", "2"]  # convolutions round by the shape of a batch: the same for all
 LAYOUTS = {"2 ranks": {"num_ranks": 2}, "4 ranks": {"num_ranks": 4}, "2 x 2 views": {"num_ranks": 4, "shards": 2}}
 
 
@@ -55,7 +55,7 @@ def one_rank(tmp_path_factory):
     folder = tmp_path_factory.mktemp("one")
     run(folder / "plain", FOUR)
     run(folder / "deterministic", [*FOUR, "--deterministic"])
-    return {name: checkpoint(folder / name, 10) for name in ("plain", "deterministic")}
+    return {name: checkpoint(folder / name, 6) for name in ("plain", "deterministic")}
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
@@ -63,13 +63,13 @@ def test_the_layout_does_not_change_theta_or_phi(tmp_path, one_rank, layout):
     """fp32 sums in another order differ by 1e-7 relative; Adam normalises gradients, also those that are rounding, and an occupancy
     cell at its threshold may flip: over 20 steps 2e-4 was seen, so these are 10."""
     run(tmp_path / "run", FOUR, **layout)
-    assert relative_difference(parameters(one_rank["plain"]), parameters(checkpoint(tmp_path / "run", 10))) < 5e-4
+    assert relative_difference(parameters(one_rank["plain"]), parameters(checkpoint(tmp_path / "run", 6))) < 5e-4
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_the_deterministic_mode_gives_the_same_bits_on_any_layout(tmp_path, one_rank, layout):
     run(tmp_path / "run", [*FOUR, "--deterministic"], **layout)
-    assert different(one_rank["deterministic"], checkpoint(tmp_path / "run", 10)) == []
+    assert different(one_rank["deterministic"], checkpoint(tmp_path / "run", 6)) == []
 
 
 def test_uneven_shards_weigh_every_render_alike(tmp_path):
@@ -88,20 +88,26 @@ UNEVEN = {
 }
 
 
-@pytest.mark.parametrize("options", UNEVEN.values(), ids=UNEVEN.keys())
+@pytest.fixture(scope="module", params=UNEVEN.values(), ids=UNEVEN.keys())
+def in_turns(request, tmp_path_factory):
+    """The words of five particles that take turns, and what they become on one rank."""
+    folder = tmp_path_factory.mktemp("turns")
+    words = ["a duck", *TINY, "--preset", "latent", "--num-particles", "5", "--num-updates", "3", "--micro-batch-size", "1", *request.param]
+    run(folder / "one", words)
+    return words, parameters(checkpoint(folder / "one", 3))
+
+
 @pytest.mark.parametrize("config", ["cpu", "deepspeed_zero3"])
-def test_particles_that_take_turns_are_the_same_on_any_layout(tmp_path, options, config):
-    """In some updates a rank has no particle that takes part, and joins in the others' passes."""
-    five = ["a duck", *TINY, "--preset", "latent", "--num-particles", "5", "--num-updates", "4", "--micro-batch-size", "1", *options]
-    run(tmp_path / "one", five)
-    run(tmp_path / "two", five, num_ranks=2, config=config)
-    one, two = (parameters(checkpoint(tmp_path / name, 4)) for name in ("one", "two"))
-    assert relative_difference(one, two) < 1e-4
+def test_particles_that_take_turns_are_the_same_on_any_layout(tmp_path, in_turns, config):
+    """In one of three updates at least a rank has no particle that takes part, and joins in the others' passes."""
+    words, one = in_turns
+    run(tmp_path / "two", words, num_ranks=2, config=config)
+    assert relative_difference(one, parameters(checkpoint(tmp_path / "two", 3))) < 1e-4
 
 
-@pytest.mark.parametrize("config", ["cpu", "deepspeed_zero1", "deepspeed_zero2", "deepspeed_zero3"])
+@pytest.mark.parametrize("config", ["cpu", "deepspeed_zero1", "deepspeed_zero2"])
 def test_phi_is_the_same_to_the_bit_on_all_ranks_after_every_update(tmp_path, config):
-    """TINY compares phi after every update; an uneven deal makes the ranks' work differ."""
+    """TINY compares phi after every update; an uneven deal makes the ranks' work differ (with ZeRO 3: that of particles in turns)."""
     arguments = ["a green duck", *TINY, "--num-particles", "3", "--num-updates", "3", "--micro-batch-size", "1"]
     run(tmp_path / "run", arguments, num_ranks=2, config=config)
 
@@ -118,34 +124,40 @@ def test_a_forgotten_reduction_stops_the_run_at_the_next_check_and_names_the_ran
 
 
 def test_a_run_resumed_on_the_same_ranks_goes_on_to_the_bit(tmp_path):
-    """Four ranks: with more than two, the order of a sum matters. Metrics too, but for seconds, speed and memory."""
+    """Three ranks: with more than two, the order of a sum matters. Metrics too, but for seconds, speed and memory."""
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    run(whole, ["a green duck", *TINY, "--num-particles", "4"], num_ranks=4)
+    run(whole, ["a green duck", *TINY, "--num-particles", "4"], num_ranks=3)
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "checkpoints" / "update_00000008")
-    run(resumed, ["--resume"], num_ranks=4)
+    run(resumed, ["--resume"], num_ranks=3)
     assert different(checkpoint(whole, 8), checkpoint(resumed, 8)) == []
     assert metrics(whole) == metrics(resumed)
 
 
 def test_a_run_goes_on_with_another_number_of_ranks(tmp_path):
     """2 -> 1 -> 4 ranks, against 2 from beginning to end."""
-    arguments = ["a green duck", *TINY, "--num-particles", "4", "--num-updates", "12", "--keep-checkpoints", "9"]
+    arguments = ["a green duck", *TINY, "--num-particles", "4", "--num-updates", "6", "--checkpoint-every", "2", "--keep-checkpoints", "9"]
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     run(whole, arguments, num_ranks=2)
     shutil.copytree(whole, moved)
-    for start, num_ranks in ((4, 1), (8, 4)):
-        for update in range(start + 4, 13, 4):
+    for start, num_ranks in ((2, 1), (4, 4)):
+        for update in range(start + 2, 7, 2):
             shutil.rmtree(moved / "checkpoints" / f"update_{update:08d}")
         assert f"resumed from update_{start:08d}" in run(moved, ["--resume"], num_ranks=num_ranks)
-    assert relative_difference(parameters(checkpoint(whole, 12)), parameters(checkpoint(moved, 12))) < 1e-4
+    assert relative_difference(parameters(checkpoint(whole, 6)), parameters(checkpoint(moved, 6))) < 1e-4
+
+
+@pytest.fixture(scope="module")
+def on_ddp(tmp_path_factory):
+    """A run of two ranks with all its checkpoints."""
+    whole = tmp_path_factory.mktemp("ddp") / "whole"
+    run(whole, ["a green duck", *TINY, "--num-updates", "6", "--checkpoint-every", "2", "--keep-checkpoints", "9"], num_ranks=2)
+    return whole
 
 
 @pytest.mark.parametrize("stage", [2, 3])
-def test_a_run_moves_from_ddp_to_zero_and_back_with_its_moments(tmp_path, stage):
-    arguments = ["a green duck", *TINY, "--num-updates", "6", "--checkpoint-every", "2", "--keep-checkpoints", "9"]
-    whole, moved = tmp_path / "whole", tmp_path / "moved"
-    run(whole, arguments, num_ranks=2)
+def test_a_run_moves_from_ddp_to_zero_and_back_with_its_moments(tmp_path, on_ddp, stage):
+    whole, moved = on_ddp, tmp_path / "moved"
     shutil.copytree(whole, moved)
     for start, config in ((2, f"deepspeed_zero{stage}"), (4, "cpu")):
         for update in range(start + 2, 7, 2):

@@ -10,13 +10,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.guide import lines_of_head
+from tests.guide import lines_of, lines_of_head
 from tests.ranks import run_ranks
 from tests.runs import HUB_PRIOR, ROOT, SMALL, TINY, checkpoint, environment
 from tests.show_cluster import Show
 
 SHORT = ["a green duck", "--num-particles", "2", *TINY]
 ENDLESS = [*SHORT, "--num-updates", "100000"]
+# The guide's two lines for one run; its chapter on many is played whole, below.
+ON_ONE_NODE, ON_TWO_NODES = (line.words for line in lines_of(ROOT / "docs" / "slurm.md", "One run"))
 # Two null devices are a node's GPUs: torch sees none, and the ranks meet on gloo.
 ON_PATH = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 STUCK = """#!/bin/bash
@@ -28,17 +30,20 @@ dist-vsd requeue 75 "a green duck" --run-dir stuck
 
 def submit(slurm, folder, script, run, *arguments, options=()):
     """Submit one of slurm/'s scripts for a run; return the job's id."""
-    words = ["--output=%j.log", "--gpus-per-node=2", *options, ROOT / "slurm" / script, *arguments, "--run-dir", run]
-    return slurm.sbatch(*words, cwd=folder, environment=ON_PATH)
+    return submit_line(slurm, folder, ["sbatch", *options, f"slurm/{script}", *arguments], run, [])
+
+
+def submit_line(slurm, folder, words, run, flags):
+    """Submit a run by the words of an sbatch line, for nodes of two GPUs, with further flags of `train`; return the job's id."""
+    sbatch, *rest = words
+    assert sbatch == "sbatch"
+    return slurm.sbatch("--output=%j.log", "--gpus-per-node=2", *rest, *flags, "--run-dir", run, cwd=folder, environment=ON_PATH)
 
 
 def submit_head(slurm, folder, script, run, prior):
-    """Submit the line in the head of one of slurm/'s scripts, whole, for a small run on a random prior and nodes of two GPUs."""
+    """Submit the line in the head of one of slurm/'s scripts, whole, for a small run on a random prior."""
     (line,) = lines_of_head(ROOT / "slurm" / script)
-    words = [prior if word == HUB_PRIOR else word for word in line.words]
-    assert words[0] == "sbatch"
-    options = ["--output=%j.log", "--gpus-per-node=2"]
-    return slurm.sbatch(*options, *words[1:], *SMALL, "--run-dir", run, cwd=folder, environment=ON_PATH)
+    return submit_line(slurm, folder, [prior if word == HUB_PRIOR else word for word in line.words], run, SMALL)
 
 
 def outcome(folder, run):
@@ -72,7 +77,7 @@ def slow_jobs(slurm, folder):
     """Jobs that mostly wait; they begin before the other tests do."""
     (folder / "stuck.sbatch").write_text(STUCK)
     stuck = slurm.sbatch("--output=%j.log", "--requeue", "--open-mode=append", folder / "stuck.sbatch", cwd=folder, environment=ON_PATH)
-    out_of_time = submit(slurm, folder, "train.sbatch", "timed", *ENDLESS, options=["--time=2", "--signal=B:USR1@60", "--gpus-per-node=1"])
+    out_of_time = submit(slurm, folder, "train.sbatch", "timed", *ENDLESS, options=["--time=2", "--signal=B:USR1@90", "--gpus-per-node=1"])
     return {"stuck": stuck, "out of time": out_of_time}
 
 
@@ -92,9 +97,18 @@ def test_the_heads_line_for_two_nodes_has_four_ranks_that_meet_over_the_network(
     assert outcome(folder, "two_nodes")["exit_code"] == 0
 
 
+def test_a_job_that_runs_out_of_time_saves_and_is_requeued(slurm, slow_jobs, folder):
+    """It began before the tests; asked for before the others, since until it is cancelled it takes a core."""
+    job = slow_jobs["out of time"]
+    slurm.wait_until(lambda: "resumed from update_" in log(folder, job), 180, "the job to go on")
+    slurm.run("scancel", job)
+    assert "the job goes back into the queue" in log(folder, job)
+
+
 def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_one_does(slurm, folder):
-    arguments = [*SHORT, "--num-updates", "60", "--checkpoint-every", "30"]
-    job = submit(slurm, folder, "train.sbatch", "preempted", *arguments)
+    """By the guide's line for one node."""
+    flags = [*TINY, "--num-particles", "2", "--num-updates", "60", "--checkpoint-every", "30"]
+    job = submit_line(slurm, folder, ON_ONE_NODE, "preempted", flags)
     slurm.wait_until(lambda: (folder / "preempted/metrics.jsonl").exists(), 120, "the first update")
     urgent = slurm.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1", cwd=folder)
     assert slurm.wait(urgent, "COMPLETED", "FAILED") == "COMPLETED"
@@ -102,7 +116,7 @@ def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_on
     assert "the job goes back into the queue" in log(folder, job)
     assert "resumed from update_" in log(folder, job)
     assert outcome(folder, "preempted")["attempt"] == f"{job}.1"
-    code, output = run_ranks([*arguments, "--run-dir", str(folder / "undisturbed")], num_ranks=2)
+    code, output = run_ranks(["a green duck", *flags, "--run-dir", str(folder / "undisturbed")], num_ranks=2)
     assert code == 0, output
     one, other = checkpoint(folder / "preempted", 60), checkpoint(folder / "undisturbed", 60)
     assert one.keys() == other.keys()
@@ -110,7 +124,8 @@ def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_on
 
 
 def test_a_run_on_two_nodes_that_is_asked_to_stop_saves_on_all_ranks_and_is_requeued(slurm, folder):
-    job = submit(slurm, folder, "train_multi_node.sbatch", "asked", *ENDLESS)
+    """By the guide's line for two nodes."""
+    job = submit_line(slurm, folder, ON_TWO_NODES, "asked", ["--num-particles", "4", *TINY, "--num-updates", "100000"])
     wait_for_update(slurm, folder, "asked", 4)
     slurm.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
     slurm.wait_until(lambda: slurm.details(job)["Restarts"] == "1", 60, "the requeue")
@@ -139,13 +154,6 @@ def test_a_refused_run_is_not_requeued(slurm, folder):
     assert "does not know 'dragon'" in log(folder, job)
     assert slurm.details(job)["Restarts"] == "0"
     assert not (folder / "refused").exists()
-
-
-def test_a_job_that_runs_out_of_time_saves_and_is_requeued(slurm, slow_jobs, folder):
-    job = slow_jobs["out of time"]
-    slurm.wait_until(lambda: "resumed from update_" in log(folder, job), 180, "the job to go on")
-    slurm.run("scancel", job)
-    assert "the job goes back into the queue" in log(folder, job)
 
 
 def test_a_job_that_makes_no_progress_in_three_starts_is_requeued_no_more(slurm, slow_jobs, folder):
@@ -189,12 +197,12 @@ def test_the_lines_in_the_arrays_head_run(slurm, folder):
         assert jobs_end in "".join(file.read_text() for file in folder.rglob(f"*{job}_0.*"))
 
 
-def test_every_line_of_the_readmes_chapter_runs_and_its_preempted_sweep_ends_with_a_page(slurm, folder):
+def test_every_line_of_the_guides_chapter_on_many_runs_works_and_its_preempted_sweep_ends_with_a_page(slurm, folder):
     """An array of 4: a prompt, two seeds, two objectives. Small runs, but long enough to be preempted."""
     settings = {"num_particles": 1, "num_updates": 40, "field.dense_grid.resolutions": "[8,16]", "field.num_samples": 16}
     (folder / "chapter").mkdir()
     show = Show(slurm, folder / "chapter", settings, ["a green duck"])
-    page = show.play()
+    page = show.play(["Many runs"])
     runs = json.loads(show.run(["dist-vsd", "sweep", "status", "sweeps/prompts", "--json"], quietly=True))["runs"]
     assert [(run["state"], run["update"]) for run in runs] == [("done", 40)] * 4
     assert list((folder / "chapter/sweeps").rglob("requeues.json")), "no task was preempted"
