@@ -61,7 +61,7 @@ def one_rank(tmp_path_factory):
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 def test_the_layout_does_not_change_theta_or_phi(tmp_path, one_rank, layout):
     """fp32 sums in another order differ by 1e-7 relative; Adam normalises gradients, also those that are rounding, and an occupancy
-    cell at its threshold may flip: over 20 steps 2e-4 was seen, so these are 10."""
+    cell at its threshold may flip: over 20 steps 2e-4 was seen, so these are 6."""
     run(tmp_path / "run", FOUR, **layout)
     assert relative_difference(parameters(one_rank["plain"]), parameters(checkpoint(tmp_path / "run", 6))) < 5e-4
 
