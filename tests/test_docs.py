@@ -20,7 +20,7 @@ from accelerate.commands.launch import launch_command_parser
 from dist_vsd.cli import COMMANDS
 from dist_vsd.commands.arguments import flags_of, parse
 from dist_vsd.commands.prior import TrainArguments as RecipeArguments
-from dist_vsd.commands.train import _parse as parse_train
+from dist_vsd.commands.train_words import parse_words as parse_train
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
 from tests.guide import PAGES, anchors_of, blocks_of, lines_of, tokens_of
 from tests.ranks import SERVER, run_ranks
@@ -128,7 +128,7 @@ def check_line(line, folder, random_prior, tmp_path):
     """Run a line, or check the words of one that installs, takes hours or wants other machines."""
     words = words_of(line, folder, random_prior)
     if words[0] == "dist-vsd" and not words[1].startswith("--") and words[1:3] != ["prior", "train"]:
-        if line.words in commands_of_the_cluster() and words[2] != "plan":
+        if line.words in commands_of_the_cluster(("One run", "Many runs")) and words[2] != "plan":
             return
         if words[1:3] == ["train", "a green duck"] and "--run-dir" not in words and "--dry-run" not in words:
             shutil.rmtree(folder / "runs" / "a-green-duck")

@@ -8,14 +8,14 @@ import sys
 import pytest
 
 from dist_vsd.cli import COMMANDS, main
-from dist_vsd.commands import evaluate, lab, plan, train
+from dist_vsd.commands import evaluate, lab, plan, train_words
 from dist_vsd.commands.arguments import flags_of
 from dist_vsd.commands.help import OTHERS, SCREEN_LINES, by_topic, docstrings_of
 from dist_vsd.config_files import load_preset
 from tests.runs import environment
 
 SCREENS = {
-    "train": (train.TrainArguments, train.TrainArguments(run=load_preset("embedded")), train.PAGES),
+    "train": (train_words.TrainArguments, train_words.TrainArguments(run=load_preset("embedded")), train_words.PAGES),
     "evaluate": (evaluate.EvaluateArguments, None, evaluate.PAGES),
     "lab": (lab.LabArguments, None, lab.PAGES),
     "plan": (plan.PlanArguments, None, plan.PAGES),

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dist_vsd.cli import main
-from dist_vsd.commands.train import _parse
+from dist_vsd.commands.train_words import parse_words
 from dist_vsd.distributed.launch_checks import check_launch, check_zero, resolve_precision
 from dist_vsd.distributed.store import refuse_together
 from dist_vsd.errors import RunFailed
@@ -60,11 +60,11 @@ def test_a_presets_precision_gives_way_to_the_launchers_and_a_files_or_flags_doe
     (tmp_path / "file.yaml").write_text("precision: bf16\n")
     words = ["a pineapple", "--preset", "stable-diffusion", "--prior", "somewhere"]
     own = (["--config", str(tmp_path / "file.yaml")], ["--precision", "bf16"])
-    assert _parse(words).run.precision == "bf16"  # the preset's
+    assert parse_words(words).run.precision == "bf16"  # the preset's
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "fp16")
-    assert _parse(words).run.precision == "fp16"
+    assert parse_words(words).run.precision == "fp16"
     for asked in own:
-        precision = _parse([*words, *asked]).run.precision
+        precision = parse_words([*words, *asked]).run.precision
         with pytest.raises(ValueError, match="precision is bf16 but the launcher's mixed_precision is fp16"):
             resolve_precision(precision, on_cpu=False)
 

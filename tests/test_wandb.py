@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 
-from dist_vsd.commands.train import _parse
+from dist_vsd.commands.train_words import parse_words
 from dist_vsd.config import RunConfig, WandbConfig
 from dist_vsd.config_files import FREE_ON_RESUME, to_mapping, to_yaml
 from dist_vsd.image_files import write_png
@@ -331,7 +331,7 @@ def test_every_field_of_wandbs_may_change_on_resume():
 )
 def test_wrong_words_are_refused(arguments, says):
     with pytest.raises(ValueError, match=says):
-        _parse(["a green duck", *arguments])
+        parse_words(["a green duck", *arguments])
 
 
 def test_a_torn_file_is_read_up_to_its_tear(tmp_path):

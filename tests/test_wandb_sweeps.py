@@ -10,7 +10,7 @@ from wandb.sdk.launch.sweeps.utils import create_sweep_command, create_sweep_com
 
 from dist_vsd.cli import COMMANDS
 from dist_vsd.commands.arguments import flags_of, spell_out
-from dist_vsd.commands.train import TrainArguments, _early_value, _parse, _run_dir
+from dist_vsd.commands.train_words import TrainArguments, _early_value, _run_dir, parse_words
 from dist_vsd.config import RunConfig
 from tests.runs import ROOT
 
@@ -51,7 +51,7 @@ def test_every_run_of_a_sweep_gets_the_values_that_the_agent_chose(file):
         at = words.index("train")
         assert words[: at + 1][-3:] == ["-m", "dist_vsd", "train"]
         assert "train" in COMMANDS
-        parsed = _parse(words[at + 1 :])
+        parsed = parse_words(words[at + 1 :])
         values = {name: value_of(parsed if name == "preset" else parsed.run, name) for name in chosen}
         assert values == chosen
         count += 1
@@ -87,6 +87,6 @@ def test_booleans_and_lists_are_spelt_out_and_text_is_left_alone():
 
 def test_a_prompt_of_an_agent_is_any_text():
     for prompt in ("--seed=3", "$(touch x)", "a=b 'c' \"d\"", "-", "True"):
-        parsed = _parse([f"--prompt={prompt}", "--seed=7"]).run
+        parsed = parse_words([f"--prompt={prompt}", "--seed=7"]).run
         assert (parsed.prompt, parsed.seed) == (prompt, 7)
     assert _early_value(["--preset=image"], "--preset") == "image"

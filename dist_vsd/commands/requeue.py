@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dist_vsd.commands.train import run_dir_of
+from dist_vsd.commands.train_words import run_dir_of
 from dist_vsd.sweep.requeue import requeue_if_progress
 
 HELP = """usage: dist-vsd requeue EXIT_CODE [WORDS OF dist-vsd train ...]

@@ -58,7 +58,7 @@ def resolve_precision(precision: str, on_cpu: bool) -> str:
 
     Args:
         precision: fp32, bf16, fp16, or empty where none was given. A preset's has given way to the launcher's before
-            (commands/train.py), so that what differs here is what a flag, a file or the saved run asks for.
+            (commands/train_words.py), so that what differs here is what a flag, a file or the saved run asks for.
         on_cpu: whether there is no GPU.
 
     Returns:
