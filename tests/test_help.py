@@ -76,7 +76,7 @@ def test_help_shows_the_defaults_of_the_preset_that_is_given(capsys):
 
 
 def test_texts_are_the_docstrings_on_one_line():
-    texts = docstrings_of(train.TrainArguments)
+    texts = docstrings_of(train_words.TrainArguments)
     assert texts["preset"] == "Where the defaults come from; `dist-vsd info` lists the presets."
     assert all(flag.text for name, (kind, default, pages) in SCREENS.items() for flags in by_topic(kind, default, pages).values()
                for flag in flags if not flag.name.endswith(("-lr", ".lr", "weight-decay")))  # fmt: skip
