@@ -1,0 +1,134 @@
+"""A rehearsal of runs on a device that is not the CPU (paper_device.py): no tensor is in the wrong place, numbers are the CPU's."""
+
+import pytest
+import torch
+
+from dist_vsd.cameras import turntable
+from dist_vsd.config_files import load_preset, merge
+from dist_vsd.distributed.layout import Layout
+from dist_vsd.evaluation.preview import Panel, preview_cameras, render_particles
+from dist_vsd.export.surface import surface_of
+from dist_vsd.export.turntable import render_views
+from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
+from dist_vsd.priors.table import PRIORS
+from dist_vsd.runs import checkpoint
+from dist_vsd.training.state import build_state
+from dist_vsd.training.update import update
+from tests.paper_device import DEVICE, OnPaper, PaperTensor, recording
+from tests.two_views import ROW
+
+CPU = torch.device("cpu")
+DENSE = {"field": {"num_samples": 8, "dense_grid": {"resolutions": [8]}}, "render_size": 16}
+HASH = {"field": {"num_samples": 8, "encoding": "hash", "hash_grid": {"log2_table_size": 8, "num_levels": 4}}, "render_size": 16}
+RUNS = {
+    "dense grid": ("embedded", DENSE),
+    "hash grid": ("embedded", HASH),
+    "regularisers": ("embedded", DENSE | {"regularization": {"entropy": 1.0, "weight_entropy": 1.0, "depth_variance": 1.0}}),
+    "tracked origin": ("embedded", {"render_size": 16, "field": DENSE["field"] | {"track_origin": True}}),
+    "learned background": ("embedded", {"render_size": 16, "field": DENSE["field"] | {"background": "learned"}}),
+    "Perp-Neg": ("embedded", DENSE | {"prompting": {"perp_neg": True}}),
+    "SDS": ("embedded-sds", DENSE),
+    "CLIP": ("embedded-clip", DENSE),
+    "latent": ("latent", {}),
+    "image": ("image", {}),
+    "siren": ("siren", {}),
+    "ancestral": ("latent", {"objective": "ancestral", "ancestral": {"num_steps": 3}}),
+    "bf16": ("latent", {"precision": "bf16"}),
+    "one pass of phi serves twice": ("latent", {"score": {"reuse_pass": True}}),
+    "particles that take turns": ("latent", {"num_particles": 3, "particles": {"theta_batch": 1, "phi_batch": 2}}),
+    "in order": ("latent", {"deterministic": True}),
+    "two views together": ("embedded", DENSE | {"prior": "two-views", "num_views": 2}),
+}
+
+
+def state_of(name, device):
+    preset, settings = RUNS[name]
+    config = merge(load_preset(preset), {"prompt": "a green duck", "num_particles": 2} | settings, "test")
+    views = 2 if config.prior == "two-views" else 1
+    return build_state(config, Layout.of(config.num_particles, num_views=views, views_per_shot=views), device)
+
+
+def tensors_of(state):
+    found = {f"{particle.id}/{name}": tensor for particle in state.particles for name, tensor in particle.tensors().items()}
+    found |= state.phi.tensors() if state.phi is not None else {}
+    return {name: (tensor.raw if isinstance(tensor, PaperTensor) else tensor).detach().clone() for name, tensor in found.items()}
+
+
+@pytest.fixture
+def two_views(monkeypatch):
+    monkeypatch.setitem(PRIORS, "two_views", ROW)
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_updates_on_the_device_give_the_cpus_numbers(name, two_views):
+    """To rounding: a backend has no fused attention, and takes its parts. Adam's first steps keep the sign of every gradient."""
+    expected, num_updates = state_of(name, CPU), 1 if RUNS[name][1].get("field") else 2
+    with OnPaper():
+        found = state_of(name, DEVICE)
+        for index in range(num_updates):
+            update(found, index)
+    for index in range(num_updates):
+        update(expected, index)
+    one, other = tensors_of(expected), tensors_of(found)
+    assert one.keys() == other.keys()
+    assert max(relative_difference(one, other, part) for part in ("theta", "lora")) < (1e-2 if name == "bf16" else 1e-5)
+
+
+def relative_difference(one, other, part):
+    """Return the norm of the difference of all parameters of a kind, over theirs."""
+    keys = [key for key in one if part in key and "optimizer" not in key and one[key].is_floating_point()]
+    if not keys:
+        return 0.0
+    a, b = (torch.cat([tensors[key].flatten().float() for key in keys]) for tensors in (one, other))
+    return float((a - b).norm() / a.norm())
+
+
+def test_a_checkpoint_of_the_device_goes_on_there_and_on_the_cpu(tmp_path):
+    with OnPaper():
+        state = state_of("dense grid", DEVICE)
+        update(state, 0)
+        checkpoint.save(state, tmp_path, 1)
+        found, _ = checkpoint.newest_valid(tmp_path, state.config)
+        again = state_of("dense grid", DEVICE)
+        checkpoint.restore(again, found)
+        update(again, 1)
+        update(state, 1)
+    on_cpu = state_of("dense grid", CPU)
+    checkpoint.restore(on_cpu, found)
+    update(on_cpu, 1)
+    expected, gone_on = tensors_of(state), tensors_of(again)
+    assert [key for key in expected if not torch.equal(expected[key], gone_on[key])] == []
+    assert relative_difference(expected, tensors_of(on_cpu), "theta") < 1e-5
+
+
+def test_what_is_shown_measured_and_exported_is_made_on_the_device():
+    states = {}
+    for device in (CPU, DEVICE):
+        with OnPaper():
+            state = state_of("dense grid", device)
+            views = render_particles(state, 12)
+            figures = Panel(state, EMBEDDED_CLIP_FOLDER).figures(views)
+            theta = state.particles[0].theta
+            frames = render_views(theta, turntable(2, 15.0, 3.0, 40.0).to(device), 16)
+            surface = surface_of(theta, "mesh", 12, 1.0)
+        states[device] = views, figures, frames, surface
+        assert len(preview_cameras(state, 12)) == 12
+    (views, figures, frames, surface), (others_views, others_figures, others_frames, others_surface) = states.values()
+    torch.testing.assert_close(views, others_views, rtol=0, atol=1e-5)
+    assert figures == pytest.approx(others_figures, rel=1e-3, abs=1e-4, nan_ok=True)
+    torch.testing.assert_close(frames, others_frames, rtol=0, atol=1e-5)
+    assert len(surface.vertices) == len(others_surface.vertices) > 0
+
+
+def test_a_tensor_in_the_wrong_place_is_found():
+    with OnPaper(), pytest.raises(RuntimeError, match="a CPU tensor .* meets one on paper"):
+        torch.ones(3, device=DEVICE) + torch.ones(3)
+
+
+def test_copies_and_waits_are_counted():
+    with OnPaper(), recording() as record:
+        tensor = torch.arange(3.0).to(DEVICE)
+        assert float(tensor.sum()) == 3.0
+        tensor.cpu()
+        assert (tensor > 1).nonzero().shape == (1, 1)
+    assert (sum(record.copies.values()), sum(record.waits.values())) == (2, 2)
