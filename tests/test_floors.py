@@ -70,6 +70,14 @@ def test_every_import_of_the_package_names_a_module_that_exists():
     assert {other for others in IMPORTS.values() for other in others} - MODULES.keys() == set()
 
 
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_what_is_imported_from_the_package_exists(folder):
+    """What the fork server can't import it leaves out without a word, and every rank of the tests then imports for seconds."""
+    files = sorted((PACKAGE.parent / folder).glob("*.py"))
+    unknown = {file.name: sorted(imported(file.read_text(), "") - MODULES.keys()) for file in files}
+    assert {name: modules for name, modules in unknown.items() if modules} == {}
+
+
 def test_files_import_from_their_own_and_lower_floors_only():
     assert violations(IMPORTS) == []
 
