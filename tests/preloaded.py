@@ -21,6 +21,9 @@ import dist_vsd.commands.estimate  # noqa: F401
 import dist_vsd.distributed.process  # noqa: F401
 import dist_vsd.commands.train  # noqa: F401
 import dist_vsd.evaluation.preview  # noqa: F401
+import dist_vsd.objectives.sds  # noqa: F401
+import dist_vsd.objectives.vsd  # noqa: F401
+import dist_vsd.priors.stable_diffusion  # noqa: F401
 import dist_vsd.particles.radiance_field  # noqa: F401
 import dist_vsd.training.loop  # noqa: F401
 import dist_vsd.training.state  # noqa: F401
