@@ -1,9 +1,11 @@
 """Going on with a finished run, beginning from another run's particles, and runs of older versions."""
 
 import json
+import shutil
 
 import pytest
 import torch
+import yaml
 
 from dist_vsd.cli import main
 from dist_vsd.runs.saved_run import open_run
@@ -56,10 +58,18 @@ def test_a_finished_run_goes_on_for_more_updates_and_says_what_that_means(finish
     assert "--num-updates must be at least 3, which are done" in capsys.readouterr().err
 
 
-def test_a_run_of_version_0_4_can_be_looked_at_but_not_gone_on_with(finished, capsys):
-    for folder in (finished / "checkpoints").iterdir():
-        manifest = json.loads((folder / "manifest.json").read_text())
-        (folder / "manifest.json").write_text(json.dumps(manifest | {"version": 2}))
-    assert open_run(finished).particles.keys() == {0, 1}
-    assert main(["train", "--resume", "--run-dir", str(finished)]) == 2
-    assert "format version 2, which dist_vsd 0.2 to 0.4 reads" in capsys.readouterr().err
+def test_a_run_of_version_0_4_can_be_looked_at_and_is_told_who_goes_on_with_it(tmp_path, finished, capsys):
+    """Its configuration has keys that are gone and lacks newer ones, and its fingerprint is of its own defaults."""
+    old = tmp_path / "old"
+    shutil.copytree(finished, old)
+    config = yaml.safe_load((old / "config.yaml").read_text())
+    config = {key: value for key, value in config.items() if key not in ("stages", "supervise", "trains", "start_from", "evaluate_clip")}
+    (old / "config.yaml").write_text(yaml.safe_dump(config | {"media_every": 200, "evaluate_every": 200}))
+    for file in old.glob("checkpoints/*/manifest.json"):
+        manifest = json.loads(file.read_text()) | {"version": 2, "config_sha256": "0" * 64}
+        file.write_text(json.dumps({key: value for key, value in manifest.items() if key != "stage"}))
+    assert main(["render", str(old), "--kind", "grid"]) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "--run-dir", str(old)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "it has format version 2, which dist_vsd 0.2 to 0.4 reads" in line

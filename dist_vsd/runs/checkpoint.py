@@ -207,7 +207,8 @@ def _fault(path: Path, config: RunConfig, formats: tuple[int, ...]) -> str | Non
         return f"{MANIFEST} is missing or unreadable"
     if f"update_{update:08d}" != path.name:
         return f"its manifest is of update {update}"
-    if saved_fingerprint != config_fingerprint(config) or num_particles != config.num_particles:
+    is_another = version == FORMAT_VERSION and saved_fingerprint != config_fingerprint(config)  # an older version's is of its own defaults
+    if is_another or num_particles != config.num_particles:
         return "it is from a run with another configuration"
     absent = next((name for i in range(config.num_particles) if (name := f"particles/{i:04d}.safetensors") not in hashes), None)
     if absent:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from dist_vsd.config import RunConfig, flag
-from dist_vsd.config_files import FREE_ON_RESUME, differences, read_saved, to_mapping, to_yaml
+from dist_vsd.config_files import FREE_ON_RESUME, differences, merge, read_saved, to_mapping, to_yaml
 from dist_vsd.errors import RunFailed
 from dist_vsd.runs.outcome import (
     CONFIG_FILE,
@@ -88,7 +88,7 @@ class RunDirectory:
             raise ValueError(f"run directory {str(self.path)[:80]} can't be used ({error.strerror}): choose another --run-dir") from error
 
     def _check_same_run(self, config: RunConfig) -> None:
-        saved = read_saved(self.config_file)
+        saved = to_mapping(merge(RunConfig(), read_saved(self.config_file), str(self.config_file)))  # with what an older version had not
         changed = [d for d in differences(saved, to_mapping(config)) if d[0] not in FREE_ON_RESUME]
         if changed:
             name, old, new = changed[0]
