@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from scipy.stats import hypergeom
 from torch import Tensor
 
 
@@ -45,6 +44,8 @@ def expected_entropy_bits(counts: Tensor, num_draws: int) -> float:
         counts: (C,) how often each label was seen, N in all.
         num_draws: n; where it is above N, all are taken.
     """
+    from scipy.stats import hypergeom  # half a second, which every run that previews its particles would pay
+
     total = int(counts.sum())
     n = min(num_draws, total)
     if n == 0:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from dist_vsd.cameras import turntable
-from dist_vsd.export.mesh_files import write_glb
-from dist_vsd.export.surface import surface_of
 from dist_vsd.export.turntable import render_views, write_turntable
 from dist_vsd.image_files import write_png
 from dist_vsd.training.reporter import Reporter
@@ -34,6 +32,9 @@ def write_pictures(state: TrainingState, path: Path) -> None:
 
 def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
     """Write a mesh of each of the first particles into ``path``/export, and report them (collective)."""
+    from dist_vsd.export.mesh_files import write_glb  # its libraries take a second, which runs without a watcher need not pay
+    from dist_vsd.export.surface import surface_of
+
     names, notes = [], []
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank and particle.id < MOST_MESHES:
