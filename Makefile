@@ -34,10 +34,10 @@ demo: $(VENV)/.installed
 		-m dist_vsd train "a green duck" --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
 
 test: $(VENV)/.installed_for_tests lint
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 quick: $(VENV)/.installed_for_tests
-	$(BIN)/python -m pytest -m quick
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m quick
 
 lint: $(VENV)/.installed_for_tests
 	$(BIN)/ruff check .
