@@ -132,8 +132,6 @@ class Module:
 
 torch.utils.backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=Module())
 DEVICE = torch.device(NAME, 0)
-# Modules move by swapping their parameters: torch's own way for tensors of another class.
-torch.__future__.set_swap_module_params_on_conversion(True)
 
 
 class PaperTensor(torch.Tensor):
@@ -165,7 +163,16 @@ class PaperTensor(torch.Tensor):
 
 
 class OnPaper(TorchDispatchMode):
-    """Inside it tensors that are made on the device are its own."""
+    """Inside it tensors that are made on the device are its own, and modules move by swapping their parameters: torch's own way for
+    tensors of another class."""
+
+    def __enter__(self):
+        torch.__future__.set_swap_module_params_on_conversion(True)
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        torch.__future__.set_swap_module_params_on_conversion(False)
+        return super().__exit__(*error)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return dispatch(function, args, kwargs or {})
