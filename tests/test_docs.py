@@ -42,6 +42,7 @@ SMALLER = {
 }
 PRIORS = ("/stable-diffusion-", "path/to/model.safetensors+")  # parts of names for which a random prior stands in
 HOURS = {"train": parse_train, "prior": lambda words: parse(RecipeArguments, words[1:], "prior train", "")}
+FEW = {"256": "4", "64": "3", "32": "2", "16": "4"}
 INSTALLED_BY_OTHERS = ("git", "cd", "wandb")
 
 
@@ -54,6 +55,8 @@ def words_of(line, folder, random_prior):
             words += sorted(str(path.relative_to(folder)) for path in folder.glob(word))
             continue
         words.append(random_prior if is_prior else {"path/to/clip": str(EMBEDDED_CLIP_FOLDER), "1200": "3"}.get(word, word))
+    if line.words[1:2] == ["train"]:  # many particles differ from a few by the time that they take
+        words = [FEW.get(word, word) for word in words]
     return words
 
 
@@ -96,6 +99,8 @@ def in_small(words, random_prior):
     extra = SMALLER.get(tuple(words[:1]), SMALLER.get(tuple(words[:2]), []))
     if words[0] == "train" and random_prior in words:
         extra = [*SMALL, "--wandb.mode", "disabled"]
+    if "--num-particles" not in words and words[0] == "train" and "--resume" not in words:
+        extra = [*extra, "--num-particles", "2"]
     if "stages.yaml" in words:  # which says how many updates there are
         extra = extra[2:]
     cut = words.index("--") if "--" in words else len(words)

@@ -30,7 +30,7 @@ STAGES = {
 }
 FIELD = {"coarse": {"num_updates": 2}, "colors": {"num_updates": 1, "objective": "sds", "trains": ["mlp"], "render_size": 24}}
 LAST = 7
-WORDS = ["a green duck", *TINY[2:], "--preset", "latent", "--deterministic", "--keep-checkpoints", "1"]
+WORDS = ["a green duck", *TINY[2:], "--preset", "latent", "--num-particles", "2", "--deterministic", "--keep-checkpoints", "1"]
 
 
 def run(folder, words, code=0, **options):
