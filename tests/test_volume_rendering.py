@@ -1,12 +1,14 @@
 """particles/volume_rendering.py: closed forms of emission and absorption, in fp64 on the CPU's path."""
 
+import importlib.util
 import math
+import sys
 
 import nerfacc
 import pytest
 import torch
 
-from dist_vsd.particles.volume_rendering import Rays, box_interval, occupied, render_marched, render_stratified
+from dist_vsd.particles.volume_rendering import Rays, box_interval, has_marching_kernels, occupied, render_marched, render_stratified
 
 ROUNDING = {"rtol": 0, "atol": 1e-12}  # fp64: sums of a few dozen weights
 RED, GREEN = torch.eye(3, dtype=torch.float64)[:2]
@@ -189,7 +191,15 @@ def test_gradients_of_colours_and_opacities_equal_finite_differences():
     assert torch.autograd.gradcheck(rays_of, (density, color))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="nerfacc's marching has no CPU kernels")
+def test_without_compiled_kernels_no_compiler_is_called():
+    """nerfacc would look for nvcc when it is first asked to march."""
+    has_marching_kernels.cache_clear()
+    found = importlib.util.find_spec("nerfacc.csrc")
+    assert has_marching_kernels() == (found is not None)
+    assert found is not None or "nerfacc.cuda._backend" not in sys.modules
+
+
+@pytest.mark.skipif(not (torch.cuda.is_available() and has_marching_kernels()), reason="nerfacc's marching wants a GPU and its kernels")
 def test_marching_on_cuda_agrees_with_stratified_samples():
     origins, directions = (t.float().cuda() for t in random_rays())
     directions = directions / directions.norm(dim=-1, keepdim=True)

@@ -14,7 +14,7 @@ from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid
 from dist_vsd.particles.particle import Particle, Render
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
-from dist_vsd.particles.volume_rendering import render_marched, render_stratified
+from dist_vsd.particles.volume_rendering import has_marching_kernels, render_marched, render_stratified
 
 # Colours reach a little beyond [0, 1] (as in mip-NeRF). With a plain sigmoid the early pull towards a pure colour drives the
 # raw values so far out that a part of another colour, a green duck's orange beak, never comes back.
@@ -72,7 +72,7 @@ class RadianceField(Particle):
             origins = origins + self.origin
         num_rays = origins.shape[0]
         offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
-        march = render_marched if device.type == "cuda" else render_stratified
+        march = render_marched if device.type == "cuda" and has_marching_kernels() else render_stratified
         rays = march(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset.to(origins))
         background = self._background(directions, batch, generator)
         color = rays.color + (1 - rays.opacity[:, None]) * background

@@ -1,12 +1,15 @@
 """Volume rendering of a radiance field, skipping empty space; compositing is nerfacc's (Li et al. 2023).
 
-Two ways to choose samples end in the same functions. On CUDA, nerfacc marches through its occupancy grid. Its marching has no
-CPU kernels, so there stratified samples are laid on every ray and only those in occupied cells are evaluated.
+Two ways to choose samples end in the same functions. Stratified samples are laid on every ray, and only those in occupied cells are
+evaluated: plain torch, on any device. On CUDA, where somebody has compiled nerfacc's own kernels, it marches through its occupancy grid
+instead; no current torch compiles them (nerfacc 0.5.3 clashes with C++20's std::lerp), so most GPUs have none.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
+import importlib.util
 import math
 from collections.abc import Callable
 
@@ -69,6 +72,12 @@ class Rays:
         variance = self.opacity.new_zeros(self.opacity.shape).index_add(0, self.ray, spread)
         solid = (self.opacity.detach() > 0.5).to(variance)
         return (variance * solid).sum() / solid.sum().clamp_min(1.0)
+
+
+@functools.cache
+def has_marching_kernels() -> bool:
+    """Say whether nerfacc's CUDA kernels are there as a compiled module; it would otherwise call a compiler at the first render."""
+    return importlib.util.find_spec("nerfacc.csrc") is not None
 
 
 def box_interval(origins: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
