@@ -88,16 +88,22 @@ UNEVEN = {
 }
 
 
-@pytest.fixture(scope="module", params=UNEVEN.values(), ids=UNEVEN.keys())
+@pytest.fixture(scope="module")
 def in_turns(request, tmp_path_factory):
     """The words of five particles that take turns, and what they become on one rank."""
     folder = tmp_path_factory.mktemp("turns")
-    words = ["a duck", *TINY, "--preset", "latent", "--num-particles", "5", "--num-updates", "3", "--micro-batch-size", "1", *request.param]
+    words = ["a duck", *TINY, "--preset", "latent", "--num-particles", "5", "--num-updates", "3", "--micro-batch-size", "1"]
+    words += UNEVEN[request.param]
     run(folder / "one", words)
     return words, parameters(checkpoint(folder / "one", 3))
 
 
-@pytest.mark.parametrize("config", ["cpu", "deepspeed_zero3"])
+# Under ZeRO 3 a pass takes a second. In these a rank has fewer passes for theta, and none of its own for phi.
+OF_ZERO_3 = ("three of five step, phi sees one", "one pass of phi serves twice")
+TURNS = [(name, config) for name in UNEVEN for config in ("cpu", "deepspeed_zero3") if config == "cpu" or name in OF_ZERO_3]
+
+
+@pytest.mark.parametrize(("in_turns", "config"), TURNS, indirect=["in_turns"])
 def test_particles_that_take_turns_are_the_same_on_any_layout(tmp_path, in_turns, config):
     """In one of three updates at least a rank has no particle that takes part, and joins in the others' passes."""
     words, one = in_turns
