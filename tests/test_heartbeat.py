@@ -84,8 +84,9 @@ def test_ranks_that_lose_the_store_of_a_launcher_that_has_ended_save_and_stop(st
     ranks.store = None
     codes, output = ranks.finish()
     assert codes == [75, 75], output
-    assert output.count("dist-vsd: the launcher of node 0, which served the store of the ranks at 127.0.0.1:") == 2
-    assert output.count(", has ended: the ranks save and stop\n") == 2
+    # A rank that notices stops both at the same update; the other one may have ended before it notices itself.
+    told = output.count("dist-vsd: the launcher of node 0, which served the store of the ranks at 127.0.0.1:")
+    assert 1 <= told == output.count(", has ended: the ranks save and stop\n")
     assert read_outcome(tmp_path / "run").update == updates_logged(tmp_path / "run")
 
 
