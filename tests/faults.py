@@ -96,7 +96,7 @@ def grid_is_refreshed_otherwise(here):
 def phi_overflows(here):
     """Let phi's loss of one rank pass through fp16, amplified, in a run that scales its loss as in fp16; every rank tells its scale."""
     from dist_vsd.training import phi_step
-    from dist_vsd.training.loss_scale import FP16_START, LossScale
+    from dist_vsd.training.phi.loss_scale import FP16_START, LossScale
 
     def loss(*arguments, original=phi_step.phi_loss):
         # Of two renders on two ranks, the gradient in fp16 is 200 times the scale: above 65,504 it overflows.

@@ -15,8 +15,8 @@ from dist_vsd.config_files import merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.runs.checkpoint import CheckpointError, newest_valid, restore, save
 from dist_vsd.runs.run_directory import RunDirectory
+from dist_vsd.runs.stop_request import STOP_SIGNALS
 from dist_vsd.serialization import read_tensors
-from dist_vsd.training.preemption import STOP_SIGNALS
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
 from tests.limits import largest_file

@@ -16,7 +16,7 @@ from dist_vsd.cli import main
 from dist_vsd.config import RunConfig
 from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER
 from dist_vsd.runs.run_directory import RunDirectory
-from dist_vsd.training.preemption import STOP_SIGNALS
+from dist_vsd.runs.stop_request import STOP_SIGNALS
 from tests.runs import environment
 
 FILES = {

@@ -17,7 +17,7 @@ from dist_vsd.lab import runs
 from dist_vsd.lab.mixtures import MIXTURES, load_mixture
 from dist_vsd.lab.pictures import color_of, representatives
 from dist_vsd.lab.settings import Variant
-from dist_vsd.training.preemption import STOP_SIGNALS
+from dist_vsd.runs.stop_request import STOP_SIGNALS
 from tests.runs import environment
 
 SMALL = ["--num-particles", "12", "--num-updates", "6", "--no-pictures"]

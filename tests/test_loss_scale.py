@@ -1,4 +1,4 @@
-"""training/loss_scale.py: an overflow that lasts costs phi a few steps and not all of them."""
+"""training/phi/loss_scale.py: an overflow that lasts costs phi a few steps and not all of them."""
 
 import shutil
 
@@ -7,8 +7,8 @@ import torch
 
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.training.loss_scale import FP16_START, LossScale
-from dist_vsd.training.phi import OrderedPhi, PlainPhi
+from dist_vsd.training.phi.loss_scale import FP16_START, LossScale
+from dist_vsd.training.phi.trainers import OrderedPhi, PlainPhi
 from tests.ranks import run_ranks
 from tests.runs import TINY, checkpoint
 

@@ -1,4 +1,4 @@
-"""training/placement.py and micro-batches: where particles are kept, and how they are batched, changes no result."""
+"""particles/placement.py and micro-batches: where particles are kept, and how they are batched, changes no result."""
 
 import dataclasses
 
@@ -7,8 +7,8 @@ import torch
 
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.particles.placement import Offloaded
 from dist_vsd.runs.checkpoint import newest_valid, restore, save
-from dist_vsd.training.placement import Offloaded
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
 

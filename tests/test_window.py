@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from dist_vsd.training.window import BAND_NAMES, Window, means_by_band, sums_by_band
+from dist_vsd.reporting.window import BAND_NAMES, Window, means_by_band, sums_by_band
 
 
 def test_norms_are_summed_by_their_band_of_t():

@@ -100,8 +100,8 @@ def run(arguments: list[str]) -> int:
     require_writable_file(out / SUMMARY, f"--out {parsed.out!r}")
 
     from dist_vsd.lab.runs import execute, read_result
+    from dist_vsd.runs.stop_request import StopRequest
     from dist_vsd.scaling.memory import Memory, telling_out_of_memory
-    from dist_vsd.training.preemption import StopRequest
 
     runs, priors = plan(parsed), load_mixtures(parsed)
     check_guidance(parsed.settings, next(iter(priors.values())))

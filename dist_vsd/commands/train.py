@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from dist_vsd.distributed.collectives import Collectives
     from dist_vsd.distributed.layout import Layout
     from dist_vsd.distributed.process import Process
+    from dist_vsd.reporting.reporter import Reporter
+    from dist_vsd.runs.start import GoingOn
+    from dist_vsd.runs.stop_request import StopRequest
     from dist_vsd.scaling.memory import Memory
-    from dist_vsd.training.loop import GoingOn
-    from dist_vsd.training.preemption import StopRequest
-    from dist_vsd.training.reporter import Reporter
     from dist_vsd.training.state import TrainingState
 
 
@@ -57,7 +57,7 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
     from dist_vsd.distributed.heartbeat import RankLost, current_heartbeat
     from dist_vsd.distributed.launch_checks import check_same_start
     from dist_vsd.distributed.layout import Layout
-    from dist_vsd.training.preemption import StopRequest
+    from dist_vsd.runs.stop_request import StopRequest
 
     views_per_shot = prior_row(config.prior).views_per_shot
     layout = Layout.of(config.num_particles, process.world_size, process.rank, config.num_views, config.num_shards, views_per_shot)
@@ -74,8 +74,8 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
 
     # Here the libraries of the networks are imported: whatever can be refused was refused.
     from dist_vsd.commands.estimate import print_estimate
+    from dist_vsd.runs.start import going_on
     from dist_vsd.scaling.memory import Memory, telling_out_of_memory
-    from dist_vsd.training.loop import going_on
     from dist_vsd.training.state import build_state
 
     if parsed.dry_run:
@@ -136,8 +136,8 @@ def optimize(
     """
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.reporting.wandb_reporter import open_reporter
+    from dist_vsd.runs.start import begin
     from dist_vsd.scaling.memory import telling_out_of_memory
-    from dist_vsd.training.loop import begin
 
     state = states[0]
     stage, layout, collectives = state.stage, state.layout, state.collectives
@@ -215,11 +215,13 @@ def _train_stage(state: TrainingState, first: int, directory: RunDirectory, stop
     """Run the rest of a stage (collective); False if stopped."""
     from dist_vsd.distributed.collectives import naming_lost_ranks
     from dist_vsd.evaluation.preview import Preview
+    from dist_vsd.reporting.stage_figures import StageFigures
     from dist_vsd.training.loop import train
 
     with naming_lost_ranks("while it ran"):
         (takes_media,) = state.collectives.any_of([reporter.takes_media])
-        return train(state, first, directory, stop, reporter, Preview(state, directory, reporter, takes_media))
+        preview = Preview(state, directory, reporter, takes_media)
+        return train(state, first, directory, stop, StageFigures(state, reporter), preview)
 
 
 def _export(state: TrainingState, directory: RunDirectory, reporter: Reporter) -> None:

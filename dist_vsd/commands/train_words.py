@@ -92,7 +92,7 @@ def prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirecto
     directory.changed_length(config)  # or refuse it
     stages = stages_of(config)
     if not config.resume and (len(stages) > 1 or stages[0].config.start_from):
-        from dist_vsd.training.start import check_starts
+        from dist_vsd.runs.start import check_starts
 
         check_starts(stages)
     for stage in stages:

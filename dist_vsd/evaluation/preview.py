@@ -21,9 +21,9 @@ from dist_vsd.image_files import enlarge, tile, write_mp4, write_png
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.clip_folder import clip_for
 from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
+from dist_vsd.reporting.reporter import Reporter
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.training.prompt import words_of
-from dist_vsd.training.reporter import Reporter
 from dist_vsd.training.state import TrainingState
 
 # Views of a turn: of a turntable, of which the figures take every second and the grid every fourth.

@@ -7,7 +7,7 @@ from pathlib import Path
 from dist_vsd.cameras import turntable
 from dist_vsd.export.turntable import render_views, write_turntable
 from dist_vsd.image_files import write_png
-from dist_vsd.training.reporter import Reporter
+from dist_vsd.reporting.reporter import Reporter
 from dist_vsd.training.state import TrainingState
 
 # What wandb shows of the particles at the end; `dist-vsd export` makes meshes of all, as fine as one likes.

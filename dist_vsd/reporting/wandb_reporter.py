@@ -17,8 +17,8 @@ from pathlib import Path
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import to_mapping
 from dist_vsd.reporting.metrics import RankZeroReporter, SilentReporter
+from dist_vsd.reporting.reporter import Reporter
 from dist_vsd.reporting.wandb_follower import DONE, STOPPED, Recording, has_key, resolve_mode
-from dist_vsd.training.reporter import Reporter
 
 FOLLOWER = ("-m", "dist_vsd.reporting.wandb_follower")
 ID_FILE, DEFAULT_PROJECT = "wandb_id", "dist_vsd"

@@ -312,7 +312,7 @@ def rank_memory_bytes(layout: Layout, sizes: Sizes, micro_batch_size: int, offlo
     """Return what the fullest rank holds, by what holds it; None where it is not known.
 
     Theta and phi with a gradient and two Adam moments each, fp32. With offload, two micro-batches of particles are on the device
-    (training/placement.py), else all of the rank's.
+    (particles/placement.py), else all of the rank's.
 
     Args:
         layout: of the particles.

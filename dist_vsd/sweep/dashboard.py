@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from dist_vsd.errors import RunFailed
 from dist_vsd.reporting.wandb_follower import has_key
-from dist_vsd.training.window import BAND_NAMES
+from dist_vsd.reporting.window import BAND_NAMES
 
 if TYPE_CHECKING:
     from wandb_workspaces.workspaces import Section, Workspace

@@ -78,7 +78,7 @@ def _turntables(export: Path) -> list[Path]:
 
 
 def _newest_grid(renders: Path) -> Path | None:
-    """Return the newest grid that shows particle 0 (training/loop.py write_preview)."""
+    """Return the newest grid that shows particle 0 (evaluation/preview.py)."""
     return max(renders.glob("update_*_particles_0000-*.png"), default=None, key=lambda file: file.name)
 
 

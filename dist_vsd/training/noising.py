@@ -10,7 +10,7 @@ from dist_vsd.diffusion.timesteps import timestep_weight
 from dist_vsd.objectives.objective import Batch, Noised
 from dist_vsd.training.draws import Shot, draw_cameras, draw_noise, draw_t, key
 from dist_vsd.training.encoded_renders import pose_for_phi
-from dist_vsd.training.phi_step import PhiStep, absent_render
+from dist_vsd.training.phi.step import PhiStep, absent_render
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.work import Work
 

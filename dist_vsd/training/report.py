@@ -1,9 +1,10 @@
-"""What one rank tells about one update."""
+"""What one rank tells about one update, and whom the loop tells it."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections import defaultdict
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -49,3 +50,26 @@ class Report:
         """Return the mean of each figure (a CPU-GPU sync), and the seconds as ``seconds/<stage>``."""
         means = {name: sum(map(float, values)) / len(values) for name, values in self.figures.items()}
         return means | {f"seconds/{name}": value for name, value in self.seconds.items()}
+
+
+class Listener(Protocol):
+    """What the loop tells of its updates; reporting/ makes figures of it, writes them down and shows them."""
+
+    def updated(self, update: int, report: Report, seconds: float, is_logged: bool) -> None:
+        """Take in what this rank tells of an update (collective where it is logged).
+
+        Args:
+            update: updates of the run that are done.
+            report: of the last one.
+            seconds: that it took.
+            is_logged: whether its figures are to be recorded; the same on all ranks.
+        """
+        ...
+
+    def event(self, update: int, text: str) -> None:
+        """Record something that happened."""
+        ...
+
+    def advance(self, update: int) -> None:
+        """Show that ``update`` updates are done."""
+        ...

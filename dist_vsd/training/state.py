@@ -15,12 +15,12 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.objective import Objective
 from dist_vsd.particles.owned_particle import OwnedParticle
+from dist_vsd.particles.placement import Offloaded, OnDevice, Placement
 from dist_vsd.priors.prior import Prior
 from dist_vsd.priors.table import load_prior
 from dist_vsd.score.lora_score import LoraScore
-from dist_vsd.training.loss_scale import LossScale
-from dist_vsd.training.phi import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
-from dist_vsd.training.placement import Offloaded, OnDevice, Placement
+from dist_vsd.training.phi.loss_scale import LossScale
+from dist_vsd.training.phi.trainers import DataParallelPhi, OrderedPhi, PhiTrainer, PlainPhi
 from dist_vsd.training.prompt import Prompt, embed_prompt
 from dist_vsd.training.stages import Stage
 
@@ -115,7 +115,7 @@ def build_phi(config: RunConfig, prior: Prior, collectives: Collectives, acceler
     optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
     loss_scale = LossScale.of(config.precision)
     if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
-        from dist_vsd.training.deepspeed_phi import DeepSpeedPhi
+        from dist_vsd.training.phi.zero import DeepSpeedPhi
 
         return DeepSpeedPhi(score, optimizer, collectives, loss_scale, accelerator)
     if config.deterministic:

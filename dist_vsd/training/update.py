@@ -3,7 +3,7 @@
 Algorithm 1 steps one particle and then phi; here every particle takes its step, and phi then learns from the renders of
 all of them, on all ranks, as one batch. Each random draw is keyed by (seed, particle, shot, update, purpose).
 
-Which renders are made when is told in work.py, the objectives' formulas in objectives/, the steps in theta_step.py and phi_step.py.
+Which renders are made when is told in work.py, the objectives' formulas in objectives/, the steps in theta_step.py and phi/step.py.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dist_vsd.training.draw_particles import draw_particles
 from dist_vsd.training.draws import draw_cameras, key
 from dist_vsd.training.encoded_renders import EncodedRenders, encode, in_micro_batches, pose_for_phi, render
 from dist_vsd.training.noising import add_drawn_noise, join_passes
-from dist_vsd.training.phi_step import PhiStep, update_phi
+from dist_vsd.training.phi.step import PhiStep, update_phi
 from dist_vsd.training.report import Report
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.stopwatch import Stopwatch

@@ -11,7 +11,7 @@ import torch
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.training.draws import Chosen, Shot, choose_particles
-from dist_vsd.training.phi import PhiTrainer
+from dist_vsd.training.phi.trainers import PhiTrainer
 from dist_vsd.training.state import TrainingState
 
 

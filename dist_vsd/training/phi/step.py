@@ -15,7 +15,7 @@ from dist_vsd.objectives.vsd import phi_loss
 from dist_vsd.score.camera_embedding import POSE_WIDTHS
 from dist_vsd.training.draws import Shot, draw_kept_poses, draw_noise, draw_phi_t
 from dist_vsd.training.encoded_renders import EncodedRenders
-from dist_vsd.training.phi import PhiTrainer
+from dist_vsd.training.phi.trainers import PhiTrainer
 from dist_vsd.training.report import Report
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.work import Work

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.score.lora_score import LoraScore
-from dist_vsd.training.loss_scale import LossScale
-from dist_vsd.training.phi import LossOf, Shots
+from dist_vsd.training.phi.loss_scale import LossScale
+from dist_vsd.training.phi.trainers import LossOf, Shots
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 

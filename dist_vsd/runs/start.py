@@ -1,7 +1,8 @@
-"""How particles begin: from their seed, from what the stage before has left, or from another run's."""
+"""How a run begins or goes on: particles from their seed, from a checkpoint, from what the stage before has left, or from another run's."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -10,9 +11,11 @@ from dist_vsd.config import RunConfig
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle import Particle
-from dist_vsd.runs.checkpoint import Checkpoint, left_after, put_back, read_particle
+from dist_vsd.distributed.collectives import Collectives
+from dist_vsd.runs.checkpoint import Checkpoint, left_after, newest_valid, put_back, read_particle, restore, restore_particle
+from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.runs.saved_run import SavedRun, open_run
-from dist_vsd.training.stages import Stage, stage_of_checkpoint, stages_of
+from dist_vsd.training.stages import Stage, stage_after, stage_of_checkpoint, stages_of
 from dist_vsd.training.state import TrainingState, build_particle
 
 
@@ -104,3 +107,72 @@ class Start:
         """Put every particle of this rank to its start, unless it is there already."""
         for particle in state.particles if self.says else []:
             self.put(state, particle)
+
+
+@dataclasses.dataclass(frozen=True)
+class GoingOn:
+    """Where a run begins or goes on.
+
+    Attributes:
+        stage: whose updates come next.
+        checkpoint: the newest valid one, or None.
+        notes: a line for each thing to tell about it.
+    """
+
+    stage: Stage
+    checkpoint: Checkpoint | None
+    notes: list[str]
+
+
+def going_on(collectives: Collectives, stages: list[Stage], directory: RunDirectory) -> GoingOn:
+    """Find where a run begins, or goes on if it is resumed (collective).
+
+    Raises:
+        ValueError: --resume found no valid checkpoint.
+    """
+    run = stages[0].run
+    if not run.resume:
+        return GoingOn(stages[0], None, [])
+    found, notes = newest_valid(directory.checkpoints, run)
+    collectives.require_equal("the newest valid checkpoint", found.update if found else None)
+    if found is None:
+        if notes:
+            raise ValueError(f"--resume found no valid checkpoint in {directory.checkpoints}: {'; '.join(notes)}")
+        return GoingOn(stages[0], None, ["no checkpoint was saved yet: starting from update 0"])
+    return GoingOn(stage_after(stages, found.update), found, [*notes, f"resumed from {found.path.name}"])
+
+
+def begin(state: TrainingState, directory: RunDirectory, found: Checkpoint | None = None) -> tuple[int, list[str]]:
+    """Put the particles of a stage to where they begin or go on (collective).
+
+    Args:
+        state: of the stage, as it was built.
+        directory: of the run, claimed.
+        found: the checkpoint that the run goes on from, or None.
+
+    Returns:
+        The updates of the run that are done, and a line for each thing to tell.
+    """
+    if found is not None and found.update > state.stage.first:
+        restore(state, found)
+        return found.update, []
+    start = Start(state.stage, directory.checkpoints)
+    start.put_all(state)
+    return state.stage.first, [start.says] if start.says else []
+
+
+def mend(state: TrainingState, particle: int, directory: RunDirectory) -> str:
+    """Put a particle whose step was skipped back to its last good state; return the line that says so.
+
+    While its parameters and moments are finite, they are that state: the skipped step never touched them. Otherwise it is
+    the newest valid checkpoint's of this stage, or the start.
+    """
+    owned = next(p for p in state.particles if p.id == particle)
+    if all(bool(tensor.isfinite().all()) for tensor in owned.tensors().values()):
+        return f"particle {particle}: its gradient is not finite; the step is skipped, the particle is as before it"
+    found, _ = newest_valid(directory.checkpoints, state.stage.run)
+    if found is None or found.update <= state.stage.first:  # of the stage before, if of any
+        Start(state.stage, directory.checkpoints).put(state, owned)
+        return f"particle {particle}: it is not finite; it is restored from its start"
+    restore_particle(state, owned, found)
+    return f"particle {particle}: it is not finite; it is restored from {found.path.name}"

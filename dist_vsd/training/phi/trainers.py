@@ -1,7 +1,7 @@
 """How phi takes a step from the renders of all ranks: by itself, in a fixed order, or through accelerate (DDP).
 
 A trainer is given the loss of one micro-batch after another, each already divided by the global number of renders, and then
-takes one step with the SUM of the gradients over all ranks. training/deepspeed_phi.py holds the one for ZeRO.
+takes one step with the SUM of the gradients over all ranks. training/phi/zero.py holds the one for ZeRO.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.score.lora_score import LoraScore
 from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors
-from dist_vsd.training.loss_scale import LossScale
+from dist_vsd.training.phi.loss_scale import LossScale
 
 LossOf = Callable[[Callable[..., Tensor]], Tensor]
 Shots = Sequence[tuple[int, int]]  # (particle, number) of each shot of a micro-batch
