@@ -12,6 +12,7 @@ from dist_vsd.particles.background import over_random_background
 from dist_vsd.particles.particle import Render
 from dist_vsd.training.draws import draw_cameras
 from dist_vsd.training.encoded_renders import render
+from dist_vsd.training.stages import Stage
 from dist_vsd.training.state import build_state
 from dist_vsd.training.work import Work
 
@@ -61,7 +62,7 @@ def renders():
     found = {}
     for share in (0.0, 0.5, 1.0):
         field = dataclasses.replace(state.config.field, random_background_share=share)
-        state_with = dataclasses.replace(state, config=dataclasses.replace(state.config, field=field))
+        state_with = dataclasses.replace(state, stage=Stage.whole(dataclasses.replace(state.config, field=field)))
         found[share] = [render_of(state_with, index) for index in range(10)]
     return found
 

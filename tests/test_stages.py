@@ -203,3 +203,11 @@ def test_wrong_stages_are_refused_before_anything_is_written(tmp_path, stages, s
 def test_a_run_with_stages_has_their_number_of_updates(tmp_path):
     output = run(tmp_path / "run", [*with_stages(tmp_path), "--num-updates", "50"], code=2)
     assert "num_updates of a run with stages is their sum, 7, got 50" in output
+
+
+def test_a_dry_run_tells_of_each_stage_and_writes_nothing(tmp_path):
+    output = run(tmp_path / "run", [*with_stages(tmp_path), "--dry-run"])
+    told = [line for line in output.splitlines() if line.startswith(("stage ", "time: ", "in all: "))]
+    assert [line.split()[0] for line in told] == [*["stage", "time:"] * 3, "in"]
+    assert told[::2][:3] == ["stage coarse, 3 updates:", "stage colors, 2 updates:", "stage fine, 2 updates:"]
+    assert not (tmp_path / "run").exists()

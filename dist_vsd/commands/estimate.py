@@ -13,6 +13,7 @@ from dist_vsd.distributed.process import Process
 from dist_vsd.scaling.cost_model import most_renders
 from dist_vsd.scaling.fit import Needs
 from dist_vsd.scaling.memory import MIB, Memory, telling_out_of_memory
+from dist_vsd.training.stages import Stage, stages_of
 from dist_vsd.training.state import TrainingState, build_state
 from dist_vsd.training.update import update
 
@@ -22,7 +23,7 @@ TIMED_PARTICLES, TIMED_SHOTS = 8, 4
 
 
 def print_estimate(config: RunConfig, layout: Layout, process: Process) -> int:
-    """Print the configuration, the layout, memory by what holds it, and time from a few real updates (collective).
+    """Print the configuration, the layout, and of each stage memory by what holds it and time from a few real updates (collective).
 
     Nothing is written to disk. The updates that are timed are thrown away with the process.
 
@@ -31,29 +32,38 @@ def print_estimate(config: RunConfig, layout: Layout, process: Process) -> int:
         layout: of its particles.
         process: this one.
     """
-    memory = Memory.of(process.device)
+    stages, lines, minutes = stages_of(config), [], 0.0
+    for stage in stages:
+        if process.accelerator is not None:
+            process.accelerator.free_memory()  # of the stage before
+        own, seconds = _estimate(stage, layout, process)
+        minutes += seconds * stage.config.num_updates / 60
+        lines += [f"stage {stage.name}, {stage.config.num_updates} updates:", *own] if len(stages) > 1 else own
+    if layout.rank == 0:
+        print(to_yaml(config), end="")
+        print("\n".join([layout_table(layout), *lines, f"in all: {minutes:.1f} minutes"]))
+    return 0
+
+
+def _estimate(stage: Stage, layout: Layout, process: Process) -> tuple[list[str], float]:
+    """Return what is to be told of a stage, and the seconds of an update (collective)."""
+    config, memory = stage.config, Memory.of(process.device)
     few, few_layout = _few_of(config, layout)
     with telling_out_of_memory(memory, lambda free: Needs.of(config, layout, process.device).advice(free)):
         state = build_state(few, few_layout, process.device, process.accelerator)
         needs = Needs.of(config, layout, process.device, state)
         seconds = _time_update(state) * most_renders(layout) / most_renders(few_layout)
-    if layout.rank:
-        return 0
-    print(to_yaml(config), end="")
-    print(layout_table(layout))
-    print("memory of the fullest rank, MiB (theta and phi with gradient and two Adam moments):")
+    lines = ["memory of the fullest rank, MiB (theta and phi with gradient and two Adam moments):"]
     remarks = {
         "theta": f"(of a particle: {needs.sizes.theta_numbers:,} numbers)",
         "phi": f"({needs.sizes.phi_numbers:,} numbers)",
         "activations": "(the renders of a micro-batch and their encoding: estimated)",
     }
-    for name, num_bytes in needs.parts().items():
-        print(f"  {name:<17} {num_bytes / MIB:10.1f}   {remarks.get(name, '')}".rstrip())
-    print(f"  {'free now':<17} {memory.free / MIB:10.1f}   (of {memory.where})")
-    minutes = seconds * config.num_updates / 60
+    lines += [f"  {name:<17} {size / MIB:10.1f}   {remarks.get(name, '')}".rstrip() for name, size in needs.parts().items()]
+    lines.append(f"  {'free now':<17} {memory.free / MIB:10.1f}   (of {memory.where})")
     share = "" if few_layout == layout else f" of {few.num_particles} particle(s) with {few_layout.num_views} view(s), and in proportion"
-    print(f"time: {seconds:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here{share}), {minutes:.1f} minutes in all")
-    return 0
+    lines.append(f"time: {seconds:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here{share})")
+    return lines, seconds
 
 
 def _few_of(config: RunConfig, layout: Layout) -> tuple[RunConfig, Layout]:

@@ -33,7 +33,7 @@ class Noised:
         y_c: B texts with view words, of which eps_pretrain is asked.
         y: B texts without, of which eps_phi is asked.
         pose: (B, P), as phi is told it.
-        cameras: B, from which the renders are seen, for a prior that knows cameras.
+        cameras: B, from which the renders are seen, for a prior that knows cameras; else None.
         eps_phi: (B, ...) where phi's training pass at this very x_t has given it already; else None, and who needs it asks phi.
     """
 
@@ -47,7 +47,7 @@ class Noised:
     y_c: TextEmbeddings
     y: Text
     pose: Tensor
-    cameras: Cameras
+    cameras: Cameras | None
     eps_phi: Tensor | None = None
 
 

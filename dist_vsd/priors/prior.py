@@ -102,6 +102,7 @@ class Prior(Protocol):
     Attributes:
         process: how x_0 is noised, and what the network predicts.
         network: for eps_phi to adapt; switched off unless phi is asked, so that the prior stays the pretrained model.
+        knows_cameras: whether its network makes use of cameras; one that does not is given none.
         views_per_shot: V. Samples are V views of one particle each, in neighbouring rows: B is a multiple of V wherever it is asked.
         image_size: height and width of the images that encode() wants, pixels; renders of another size are resized.
         latent_shape: of one view's x_0.
@@ -111,6 +112,7 @@ class Prior(Protocol):
 
     process: Process
     network: Network
+    knows_cameras: bool
     views_per_shot: int
     image_size: int
     latent_shape: tuple[int, ...]

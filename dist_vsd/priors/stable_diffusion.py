@@ -71,7 +71,7 @@ class StableDiffusionPrior:
         scaling_factor: between the VAE's latents and x_0.
     """
 
-    views_per_shot = 1
+    knows_cameras, views_per_shot = False, 1
 
     def __init__(
         self, unet: UNet2DConditionModel, vae: AutoencoderKL, process: VariancePreserving, folder: PipelineFolder | None = None

@@ -50,18 +50,18 @@ class EncodedRenders:
         shots: of B views in all.
         x_0: (B, ...) encoded, or noised, detached; zeros in all views of a shot of which one was not finite.
         pose: (B, P).
-        cameras: B, from which they were seen.
+        cameras: B, from which they were seen, for a prior that knows cameras; else None.
         weight: (B,) 1, or 0 in a shot that was not finite.
     """
 
     shots: list[Shot]
     x_0: Tensor
     pose: Tensor
-    cameras: Cameras
+    cameras: Cameras | None
     weight: Tensor
 
     @staticmethod
-    def of(shots: list[Shot], x_0: Tensor, pose: Tensor, cameras: Cameras) -> EncodedRenders:
+    def of(shots: list[Shot], x_0: Tensor, pose: Tensor, cameras: Cameras | None) -> EncodedRenders:
         """Take renders as they are, but for shots that are not finite."""
         x_0 = x_0.detach()
         finite = x_0.isfinite().flatten(1).all(1)
@@ -72,11 +72,12 @@ class EncodedRenders:
         return EncodedRenders(shots, kept, pose, cameras, finite.to(x_0))
 
     @staticmethod
-    def absent(shot: Shot, latent_shape: tuple[int, ...], pose_width: int, device: torch.device) -> EncodedRenders:
+    def absent(shot: Shot, prior: Prior, pose_width: int) -> EncodedRenders:
         """Return a shot that weighs nothing, for a rank that has none and must join in the others' passes."""
-        count = shot.num_views
-        x_0, pose = torch.zeros(count, *latent_shape, device=device), torch.zeros(count, pose_width, device=device)
-        return EncodedRenders([shot], x_0, pose, Cameras.none(count, device), torch.zeros(count, device=device))
+        count, device = shot.num_views, prior.device
+        x_0, pose = torch.zeros(count, *prior.latent_shape, device=device), torch.zeros(count, pose_width, device=device)
+        cameras = Cameras.none(count, device) if prior.knows_cameras else None
+        return EncodedRenders([shot], x_0, pose, cameras, torch.zeros(count, device=device))
 
     def ids(self) -> list[tuple[int, int]]:
         """Return (particle, number) of each shot."""
@@ -90,9 +91,10 @@ def in_micro_batches(renders: Sequence[EncodedRenders], particles: frozenset[int
     shots = [shot for batch in renders for shot in batch.shots]
     kept = [place for place, shot in enumerate(shots) if shot.particle in particles]
     x_0, pose, weight = (torch.cat([getattr(batch, name) for batch in renders]) for name in ("x_0", "pose", "weight"))
-    cameras, num_views = Cameras.cat([batch.cameras for batch in renders]), shots[0].num_views
-    cut = []
+    known = [batch.cameras for batch in renders if batch.cameras is not None]
+    cameras, num_views, cut = Cameras.cat(known) if known else None, shots[0].num_views, []
     for part in (kept[i : i + size] for i in range(0, len(kept), size)):
         rows = [place * num_views + view for place in part for view in range(num_views)]
-        cut.append(EncodedRenders([shots[place] for place in part], x_0[rows], pose[rows], cameras[rows], weight[rows]))
+        seen_from = None if cameras is None else cameras[rows]
+        cut.append(EncodedRenders([shots[place] for place in part], x_0[rows], pose[rows], seen_from, weight[rows]))
     return cut

@@ -41,7 +41,7 @@ def add_drawn_noise(state: TrainingState, shots: list[Shot], cameras: Cameras, x
         y_c=y_c,
         y=state.prompt.plain.cond.expand(len(x_0)),
         pose=pose_for_phi(config, cameras),
-        cameras=cameras,
+        cameras=cameras if state.prior.knows_cameras else None,
     )
 
 

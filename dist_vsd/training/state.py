@@ -32,7 +32,6 @@ class TrainingState:
     """Everything that an update reads and changes on one rank.
 
     Attributes:
-        config: of the stage: the run's, with what the stage changes.
         stage: of the run that this state is of.
         layout: who owns what.
         collectives: over that layout.
@@ -44,7 +43,6 @@ class TrainingState:
         objective: what pulls on the particles.
     """
 
-    config: RunConfig
     stage: Stage
     layout: Layout
     collectives: Collectives
@@ -54,6 +52,11 @@ class TrainingState:
     placement: Placement
     phi: PhiTrainer | None
     objective: Objective
+
+    @property
+    def config(self) -> RunConfig:
+        """Of the stage: the run's, with what the stage changes."""
+        return self.stage.config
 
     @property
     def micro_batch_size(self) -> int:
@@ -88,7 +91,7 @@ def build_state(
     row = config.objective_row
     phi = build_phi(config, prior, collectives, accelerator) if row.needs_phi else None
     objective = row.objective_class()(config, prior, phi.score if phi is not None else None)
-    return TrainingState(config, stage, layout, collectives, prior, prompt, particles, placement, phi, objective)
+    return TrainingState(stage, layout, collectives, prior, prompt, particles, placement, phi, objective)
 
 
 def build_particle(config: RunConfig, particle: int, device: torch.device) -> OwnedParticle:

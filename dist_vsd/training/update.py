@@ -47,7 +47,7 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
             renders = render(config, batch, c, index)  # image = g(theta, c)
             x_0 = encode(config, prior, renders) if objective.asks_prior else None
         if x_0 is not None:
-            encoded.append(EncodedRenders.of(shots, x_0, pose_for_phi(config, c), c))
+            encoded.append(EncodedRenders.of(shots, x_0, pose_for_phi(config, c), c if prior.knows_cameras else None))
         if not batch.takes_step:
             continue
         with stopwatch.stage("scores"):

@@ -132,4 +132,4 @@ def update_phi(
 def absent_render(state: TrainingState) -> EncodedRenders:
     """Return a shot that weighs nothing; see EncodedRenders.absent."""
     shot = Shot(state.particles[0].id, state.layout.shots[0], state.layout.views_per_shot)
-    return EncodedRenders.absent(shot, state.prior.latent_shape, POSE_WIDTHS[state.config.score.camera], state.prior.device)
+    return EncodedRenders.absent(shot, state.prior, POSE_WIDTHS[state.config.score.camera])
