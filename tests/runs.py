@@ -64,7 +64,7 @@ def train(arguments, **options):
 
 
 def finish(process, timeout=900):
-    """Wait for a process; return its exit code and what it printed. DeepSpeed's first start on a CPU compiles for minutes."""
+    """Wait for a process; return its exit code and what it printed."""
     output, _ = process.communicate(timeout=timeout)
     return process.returncode, output
 

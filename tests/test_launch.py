@@ -91,7 +91,19 @@ def test_deepspeed_is_on_and_its_own_precision_and_clipping_are_off():
     launch = ["--mixed_precision", "bf16", *launch_words("deepspeed_zero3", 2)]
     code, output = run_ranks(["a green duck"], 2, launch, fault=("tells_how_it_started", "all"))
     assert code == 0, output
-    assert output.splitlines()[-1] == "3 bf16 DEEPSPEED 0.0 {'enabled': False}"  # the first start compiles, and says so
+    assert output.splitlines()[-1] == "3 bf16 DEEPSPEED 0.0 {'enabled': False}"
+
+
+def test_deepspeed_compiles_nothing_and_so_waits_for_nobodys_lock(tmp_path, monkeypatch):
+    """A process that is killed while it builds or loads an extension leaves a lock, on which every later start would hang."""
+    pytest.importorskip("deepspeed")
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path))
+    lock = tmp_path / "deepspeed_shm_comm" / "lock"
+    lock.parent.mkdir()
+    lock.touch()
+    code, output = run_ranks(["a green duck"], 2, "deepspeed_zero1", fault=("tells_how_it_started", "all"), seconds=60)
+    assert code == 0, output
+    assert [str(file.relative_to(tmp_path)) for file in tmp_path.rglob("*")] == ["deepspeed_shm_comm", "deepspeed_shm_comm/lock"]
 
 
 @pytest.mark.parametrize(

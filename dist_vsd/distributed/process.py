@@ -6,7 +6,6 @@ import contextlib
 import ctypes
 import dataclasses
 import datetime
-import io
 import logging
 import os
 import sys
@@ -167,6 +166,17 @@ def _set_up_deepspeed(plugin: DeepSpeedPlugin) -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
+def _keep_deepspeed_from_compiling() -> None:
+    """Take DeepSpeed's own all-reduce in shared memory away, which it compiles at a CPU's first start: gloo does that work.
+
+    The build wants a compiler and takes a minute, and a process that is killed while it builds or loads leaves a lock file behind
+    (torch.utils.file_baton) for which every later start waits without an end.
+    """
+    from deepspeed import ops
+
+    ops.__compatible_ops__ = {}  # asked for this one operation alone; the list is else made by trying a compiler
+
+
 def _make_accelerator(on_cpu: bool, store: dist.Store | None, timeout_seconds: float) -> Accelerator:
     """Form the process group (collective).
 
@@ -176,6 +186,8 @@ def _make_accelerator(on_cpu: bool, store: dist.Store | None, timeout_seconds: f
     deepspeed = is_set("ACCELERATE_USE_DEEPSPEED")
     if deepspeed and on_cpu:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # read when deepspeed is imported
+    if deepspeed:
+        _keep_deepspeed_from_compiling()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
     backend = "gloo" if on_cpu else "nccl"
@@ -187,8 +199,7 @@ def _make_accelerator(on_cpu: bool, store: dist.Store | None, timeout_seconds: f
             torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     handlers = [InitProcessGroupKwargs(backend=backend, timeout=timeout)] if "LOCAL_RANK" in os.environ else []
-    with contextlib.redirect_stdout(io.StringIO()) if deepspeed else contextlib.nullcontext():  # "... built successfully"
-        accelerator = Accelerator(mixed_precision="no", cpu=on_cpu and not deepspeed, kwargs_handlers=handlers)
+    accelerator = Accelerator(mixed_precision="no", cpu=on_cpu and not deepspeed, kwargs_handlers=handlers)
     assert accelerator.num_processes == int(os.environ.get("WORLD_SIZE", accelerator.num_processes)), accelerator.num_processes
     return accelerator
 
