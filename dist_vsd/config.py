@@ -308,6 +308,11 @@ class RunConfig(_FieldsOfTables):
         return self.representation_row.is_flat
 
     @property
+    def random_background_share(self) -> float:
+        """The share of renders whose background is replaced by one random colour; 0 for particles without a background."""
+        return self.field.random_background_share if self.representation_row.is_volume else 0.0
+
+    @property
     def texts(self) -> list[str]:
         """Every prompt that eps_pretrain is asked of: the plain one, then one for each of VIEW_WORDS where they differ."""
         suffix = f", {self.prompting.suffix}" if self.prompting.suffix else ""

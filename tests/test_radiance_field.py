@@ -22,6 +22,10 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
+def drawn(theta, count, size, seed=0):
+    return theta.draw(count, size, generator(seed))
+
+
 def make(seed=0, **options):
     return RadianceField(RadianceFieldConfig(**(SMALL | options)), generator(seed))
 
@@ -61,7 +65,7 @@ def test_a_negative_strength_starts_hollow():
 @EVERY_KIND
 def test_a_render_is_a_picture_with_a_gradient_to_every_parameter(kind):
     theta = make(**kind)
-    render = theta.render(cameras(), 12, generator())
+    render = theta.render(cameras(), 12, drawn(theta, 2, 12))
     assert render.image.shape == (2, 3, 12, 12)
     assert render.opacity.shape == (2, 1, 12, 12)
     # Weights sum to one but for fp32 rounding.
@@ -89,11 +93,11 @@ def test_an_empty_field_shows_white_alone():
 
 def test_a_random_background_is_one_colour_a_camera_drawn_from_the_generator():
     theta = empty(make(background="random"))
-    image = theta.render(cameras(3), 8, generator()).image
+    image = theta.render(cameras(3), 8, drawn(theta, 3, 8)).image
     assert torch.equal(image, image[:, :, :1, :1].expand_as(image))
     assert len({tuple(color) for color in image[:, :, 0, 0].tolist()}) == 3
-    assert torch.equal(theta.render(cameras(3), 8, generator()).image, image)
-    assert not torch.equal(theta.render(cameras(3), 8, generator(1)).image, image)
+    assert torch.equal(theta.render(cameras(3), 8, drawn(theta, 3, 8)).image, image)
+    assert not torch.equal(theta.render(cameras(3), 8, drawn(theta, 3, 8, seed=1)).image, image)
     assert torch.equal(theta.render(cameras(3), 8).image, torch.ones_like(image))  # without randomness: white
 
 
@@ -104,9 +108,10 @@ def test_a_learned_background_is_a_function_of_the_direction_alone():
     assert float((near - near.mean((2, 3), keepdim=True)).abs().max()) > 0.01
 
 
-def test_without_a_generator_a_render_repeats_and_with_one_it_follows_it():
+def test_without_draws_a_render_repeats_and_with_them_it_follows_them():
     theta = make()
-    render = [theta.render(cameras(), 8, g).image for g in (None, None, generator(1), generator(1), generator(2))]
+    draws = [None, None, *(drawn(theta, 2, 8, seed) for seed in (1, 1, 2))]
+    render = [theta.render(cameras(), 8, draw).image for draw in draws]
     assert torch.equal(render[0], render[1])
     assert torch.equal(render[2], render[3])
     assert not torch.equal(render[3], render[4])
@@ -133,7 +138,7 @@ def test_a_saved_state_renders_the_same_picture_to_the_bit(kind):
     theta, other = make(**kind), make(seed=1, **kind)
     theta.after_update(0, generator(5))
     other.load_state_dict(theta.state_dict())
-    assert torch.equal(other.render(cameras(), 8, generator()).image, theta.render(cameras(), 8, generator()).image)
+    assert torch.equal(other.render(cameras(), 8, drawn(theta, 2, 8)).image, theta.render(cameras(), 8, drawn(theta, 2, 8)).image)
     assert torch.equal(other.occupancy.binaries, theta.occupancy.binaries)
 
 
@@ -211,7 +216,7 @@ def test_a_refresh_hardly_changes_the_picture():
 def test_fp64_renders_in_fp64():
     theta = make().double()
     wide = Cameras(*(getattr(cameras(1), name).double() for name in ("c2w", "fov", "azimuth_deg", "elevation_deg")))
-    assert theta.render(wide, 6, generator()).image.dtype == torch.float64
+    assert theta.render(wide, 6, drawn(theta, len(wide), 6)).image.dtype == torch.float64
 
 
 @pytest.mark.parametrize(

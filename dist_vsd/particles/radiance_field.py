@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import nerfacc
@@ -59,7 +60,14 @@ class RadianceField(Particle):
         """Return (N,) densities at (N, 3) points."""
         return self(points)[0]
 
-    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+    def draw(self, num_views: int, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """See Particle: where on its ray's intervals each ray is sampled and, if it is random, the background of each view."""
+        drawn = {"offset": torch.rand(num_views * size * size, generator=generator)}
+        if self.config.background == "random":
+            drawn["background"] = torch.rand(num_views, 3, generator=generator)
+        return drawn
+
+    def render(self, cameras: Cameras, size: int, drawn: Mapping[str, Tensor] | None = None) -> Render:
         """Render B images by volume rendering; see Particle.render.
 
         Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, of the pixels' opacity;
@@ -71,10 +79,10 @@ class RadianceField(Particle):
         if config.track_origin:
             origins = origins + self.origin
         num_rays = origins.shape[0]
-        offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
+        offset = origins.new_full((num_rays,), 0.5) if drawn is None else drawn["offset"].to(origins)
         march = render_marched if device.type == "cuda" and has_marching_kernels() else render_stratified
-        rays = march(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset.to(origins))
-        background = self._background(directions, batch, generator)
+        rays = march(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset)
+        background = self._background(directions, batch, drawn)
         color = rays.color + (1 - rays.opacity[:, None]) * background
 
         return Render(
@@ -89,13 +97,12 @@ class RadianceField(Particle):
             },
         )
 
-    def _background(self, directions: Tensor, batch: int, generator: torch.Generator | None) -> Tensor:
+    def _background(self, directions: Tensor, batch: int, drawn: Mapping[str, Tensor] | None) -> Tensor:
         """Return the (N, 3) colours behind N rays."""
         if self.config.background == "learned":
             return self.background_output(torch.relu(self.background_hidden(directions))).sigmoid()
-        if self.config.background == "random" and generator is not None:
-            colors = torch.rand(batch, 3, generator=generator).to(directions)
-            return colors.repeat_interleave(directions.shape[0] // batch, 0)
+        if self.config.background == "random" and drawn is not None:
+            return drawn["background"].to(directions).repeat_interleave(directions.shape[0] // batch, 0)
         return torch.ones_like(directions)
 
     def parameter_groups(self) -> list[dict[str, Any]]:

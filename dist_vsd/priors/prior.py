@@ -75,6 +75,11 @@ class TextEmbeddings:
         uncond = None if self.uncond is None else self.uncond[index]
         return TextEmbeddings(self.cond[index], uncond, tuple(text[index] for text in self.negatives), weights)
 
+    def expand(self, count: int) -> TextEmbeddings:
+        """Repeat one prompt, without what Perp-Neg adds, ``count`` times, without copying."""
+        assert not self.negatives
+        return TextEmbeddings(self.cond.expand(count), None if self.uncond is None else self.uncond.expand(count))
+
 
 class Network(Protocol):
     """The network of a prior, an nn.Module, as eps_phi adapts it: what it predicts, and where phi comes in.
