@@ -7,11 +7,9 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from dist_vsd.kernels.box import stretch
 from dist_vsd.kernels.choice import serves
 from dist_vsd.kernels.packing import check_budget, pack, segments, strides
-
-FAR = 1e30  # a distance that no ray gets to
-PARALLEL = 1e-9  # a direction's component that is smaller does not cross the faces of that axis
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,19 +128,6 @@ def _sample(
     at = index.clamp(max=max(0, kept.numel() - 1))
     delta = torch.where(filled, step[ray] * length.reshape(-1)[at], 0)
     return ray.int(), torch.where(filled, t.reshape(-1)[at], 0), delta, first
-
-
-def stretch(origins: Tensor, directions: Tensor, bound: float, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Return (N,) distances at which rays enter the cube [-bound, bound]^3, and (N,) lengths of their intervals; 0 and 0 if they miss it."""
-    parallel = directions.abs() < PARALLEL
-    inverse = 1.0 / torch.where(parallel, 1.0, directions)
-    one, other = (-bound - origins) * inverse, (bound - origins) * inverse
-    # Between two faces all the way, or never: so a ray may lie in a face.
-    between = torch.where(origins.abs() <= bound, FAR, -FAR)
-    low = torch.where(parallel, -between, torch.minimum(one, other)).amax(-1).clamp_min(0.0)
-    high = torch.where(parallel, between, torch.maximum(one, other)).amin(-1)
-    step = (high - low).clamp_min(0.0) / num_samples
-    return torch.where(step > 0, low, 0), step
 
 
 def _occupied(origins: Tensor, directions: Tensor, t: Tensor, binaries: Tensor, bound: float) -> Tensor:

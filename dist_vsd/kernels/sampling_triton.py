@@ -7,21 +7,21 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from dist_vsd.kernels.box import FAR, PARALLEL
 from dist_vsd.kernels.launch import launch
 from dist_vsd.kernels.packing import segments, strides
-from dist_vsd.kernels.sampling import FAR, PARALLEL
 
-BLOCK = 128
+CONSTANTS = {"BLOCK": 128, "FAR": FAR, "PARALLEL": PARALLEL}
 RAYS = {name: "*fp32" for name in ("origins", "directions", "offsets")}
 CUBE = {"num_rays": "i32", "num_samples": "i32", "resolution": "i32", "bound": "fp32", "scale": "fp32"}
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
 SIGNATURES = {
-    "count_kernel": (RAYS | {"binaries": "*i1", "counts": "*i32"} | CUBE, {"BLOCK": BLOCK, "FAR": FAR, "PARALLEL": PARALLEL}),
+    "count_kernel": (RAYS | {"binaries": "*i1", "counts": "*i32"} | CUBE, CONSTANTS),
     "write_kernel": (
         RAYS
         | {"binaries": "*i1", "counts": "*i32", "stride": "*i32", "first": "*i32", "ray_out": "*i32", "t_out": "*fp32", "delta_out": "*fp32"}
         | CUBE,
-        {"BLOCK": BLOCK, "FAR": FAR, "PARALLEL": PARALLEL},
+        CONSTANTS,
     ),
 }
 
@@ -39,17 +39,16 @@ def sample(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return ray, t, delta and first; see sampling.sample_occupied."""
     num_rays, resolution = origins.shape[0], binaries.shape[0]
-    grid = (triton.cdiv(num_rays, BLOCK),)
+    grid = (triton.cdiv(num_rays, CONSTANTS["BLOCK"]),)
     cube = (num_rays, num_samples, resolution, bound, resolution / (2 * bound))
-    constants = {"BLOCK": BLOCK, "FAR": FAR, "PARALLEL": PARALLEL}
     counts = torch.empty(num_rays, device=origins.device, dtype=torch.int32)
-    launch(count_kernel, grid, origins, directions, offset, binaries, counts, *cube, **constants)
+    launch(count_kernel, grid, origins, directions, offset, binaries, counts, *cube, **CONSTANTS)
     stride = strides(counts, rays_per_image, budget, num_samples)
     first = segments((counts + stride - 1) // stride)
     capacity = int(first[-1]) if capacity is None else capacity  # CPU-GPU sync where there is no budget
     ray = torch.full((capacity,), max(0, num_rays - 1), device=origins.device, dtype=torch.int32)
     t, delta = origins.new_zeros(capacity), origins.new_zeros(capacity)
-    launch(write_kernel, grid, origins, directions, offset, binaries, counts, stride, first, ray, t, delta, *cube, **constants)
+    launch(write_kernel, grid, origins, directions, offset, binaries, counts, stride, first, ray, t, delta, *cube, **CONSTANTS)
     return ray, t, delta, first
 
 
@@ -117,7 +116,7 @@ def _row(rows, index, real):
 
 @triton.jit
 def _slab(origin, direction, bound, FAR: tl.constexpr, PARALLEL: tl.constexpr):
-    """Return where a ray is between two opposite faces of the cube; see sampling.stretch."""
+    """Return where a ray is between two opposite faces of the cube; see box.stretch."""
     parallel = tl.abs(direction) < PARALLEL
     inverse = tl.div_rn(1.0, tl.where(parallel, 1.0, direction))
     one = (-bound - origin) * inverse
@@ -128,7 +127,7 @@ def _slab(origin, direction, bound, FAR: tl.constexpr, PARALLEL: tl.constexpr):
 
 @triton.jit
 def _stretch(ox, oy, oz, dx, dy, dz, bound, num_samples, FAR: tl.constexpr, PARALLEL: tl.constexpr):
-    """Return where rays enter the cube, and the lengths of their intervals; see sampling.stretch."""
+    """Return where rays enter the cube, and the lengths of their intervals; see box.stretch."""
     low_x, high_x = _slab(ox, dx, bound, FAR, PARALLEL)
     low_y, high_y = _slab(oy, dy, bound, FAR, PARALLEL)
     low_z, high_z = _slab(oz, dz, bound, FAR, PARALLEL)
