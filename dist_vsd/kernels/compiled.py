@@ -59,10 +59,13 @@ def compiled(name: str, target: int) -> CompiledKernel:
     file, kernel = kernels()[name]
     module = importlib.import_module(f"dist_vsd.kernels.{file}_triton")
     arguments, constants = module.SIGNATURES[kernel]
+    place = {argument: (index,) for index, argument in enumerate(getattr(module, kernel).arg_names)}
     source = ASTSource(
         fn=getattr(module, kernel),
         signature=arguments | dict.fromkeys(constants, "constexpr"),
-        constexprs={(getattr(module, kernel).arg_names.index(constant),): value for constant, value in constants.items()},
+        constexprs={place[constant]: value for constant, value in constants.items()},
+        # torch's tensors begin at multiples of 16 bytes, which a launch would see.
+        attrs={place[argument]: [["tt.divisibility", 16]] for argument, kind in arguments.items() if kind.startswith("*")},
     )
     result = triton.compile(source, target=GPUTarget("cuda", target, 32), options=OPTIONS)
     used = _resources(result.asm["cubin"])

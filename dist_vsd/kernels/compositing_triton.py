@@ -10,7 +10,7 @@ from torch import Tensor
 from dist_vsd.kernels.launch import launch
 from dist_vsd.kernels.sampling import Samples
 
-CONSTANTS = {"RAYS": 8, "K": 32}
+CONSTANTS = {"RAYS": 4, "K": 32}
 _FIELD = {name: "*fp32" for name in ("density", "color", "delta", "t")}
 _PULLS = {name: "*fp32" for name in ("weights", "transmittance", "for_weights", "for_color", "for_opacity", "for_depth")}
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
@@ -188,7 +188,8 @@ def _light(density, delta, slot, inside, start, thickness):
 @triton.jit
 def _alpha(tau):
     """Return 1 - exp(-tau), by its series where the difference would lose digits."""
-    series = tau * (1.0 - tau * 0.5 * (1.0 - tau * 0.3333333333 * (1.0 - tau * 0.25)))
+    small = tl.minimum(tau, 0.03)
+    series = small * (1.0 - small * 0.5 * (1.0 - small * 0.3333333333 * (1.0 - small * 0.25)))
     return tl.where(tau < 0.03, series, 1.0 - tl.exp(-tau))
 
 

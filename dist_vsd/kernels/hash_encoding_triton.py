@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dist_vsd.kernels.launch import launch
 
-BLOCK = 256
+BLOCK = 128
 CONSTANTS = {"F": 2, "F_PADDED": 2, "HAS_COUNT": True, "BLOCK": BLOCK}
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
 SIGNATURES = {

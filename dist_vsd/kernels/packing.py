@@ -36,7 +36,7 @@ def strides(counts: Tensor, rays_per_image: int, budget: int | None, num_samples
         num_samples: see counts.
 
     Returns:
-        (N,) int32, the same on all rays of an image.
+        (N,) int32, contiguous, the same on all rays of an image.
     """
     if budget is None:
         return torch.ones_like(counts, dtype=torch.int32)
@@ -45,7 +45,7 @@ def strides(counts: Tensor, rays_per_image: int, budget: int | None, num_samples
     per_image = counts.reshape(-1, rays_per_image)
     too_many = ((per_image + (1 << exponent) - 1) >> exponent).sum(-1) > budget
     stride = 1 << too_many.sum(0, dtype=torch.int32)  # totals fall with s: as many are too large as come before the first that fits
-    return stride[:, None].expand_as(per_image).reshape(-1)
+    return stride[:, None].expand_as(per_image).contiguous().reshape(-1)
 
 
 def check_budget(num_rays: int, rays_per_image: int, budget: int) -> None:

@@ -19,7 +19,15 @@ SIGNATURES = {
     "count_kernel": (RAYS | {"binaries": "*i1", "counts": "*i32"} | CUBE, CONSTANTS),
     "write_kernel": (
         RAYS
-        | {"binaries": "*i1", "counts": "*i32", "stride": "*i32", "first": "*i32", "ray_out": "*i32", "t_out": "*fp32", "delta_out": "*fp32"}
+        | {
+            "binaries": "*i1",
+            "counts": "*i32",
+            "stride": "*i32",
+            "first": "*i32",
+            "ray_out": "*i32",
+            "t_out": "*fp32",
+            "delta_out": "*fp32",
+        }
         | CUBE,
         CONSTANTS,
     ),
