@@ -2,12 +2,10 @@
 
 import itertools
 
-import nerfacc
 import pytest
 import torch
 
 from dist_vsd.kernels.sampling import sample_occupied
-from dist_vsd.particles.volume_rendering import render_stratified
 from tests.both_kernels import BOTH, BOUND, DEVICE, NEEDS_TRITON, drawn, random_cells, random_rays, served_by
 
 NUM_SAMPLES = 12
@@ -84,21 +82,6 @@ def test_rays_in_a_face_and_from_within_are_as_long_as_they_are(kernels):
         samples = sample_occupied(origins, directions, torch.full_like(origins[:, 0], 0.5), CELLS["all"], BOUND, NUM_SAMPLES, 4, None)
     lengths = torch.zeros(4, device=DEVICE).index_add_(0, samples.ray, samples.delta)
     torch.testing.assert_close(lengths.cpu(), torch.tensor([float(row[2]) for row in rows]), rtol=1e-6, atol=0)  # fp32: a dozen summands
-
-
-def test_samples_are_where_render_stratified_asks_its_field():
-    origins, directions, offset = (values.cpu() for values in random_rays(50))
-    estimator, asked = nerfacc.OccGridEstimator([-BOUND] * 3 + [BOUND] * 3, resolution=6), []
-    estimator.binaries.copy_(CELLS["some"].cpu()[None])
-
-    def field(points):
-        asked.append(points)
-        return torch.ones_like(points[:, 0]), points
-
-    rays = render_stratified(field, estimator, origins, directions, BOUND, NUM_SAMPLES, offset)
-    samples = sample_occupied(origins, directions, offset, CELLS["some"].cpu(), BOUND, NUM_SAMPLES, 50, None)
-    torch.testing.assert_close(samples.points(origins, directions), asked[0], rtol=0, atol=1e-6)  # fp32
-    assert torch.equal(samples.ray, rays.ray.int())
 
 
 @BOTH

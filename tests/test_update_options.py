@@ -9,11 +9,13 @@ from dist_vsd.diffusion.process import RectifiedFlow, add_noise
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
+from dist_vsd.particles.volume_rendering import Rays
 from dist_vsd.score.camera_embedding import pose_of
 from dist_vsd.training.draws import Shot, choose_particles, draw_noise, draw_phi_t, draw_t
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
 from tests.runs import gradients_taken
+from tests.samples import samples_on
 
 CPU = torch.device("cpu")
 
@@ -179,10 +181,9 @@ def test_a_phi_without_a_camera_has_no_embedding_of_it_and_alpha_scales_its_laye
 
 
 def test_depth_variance_is_zero_for_a_thin_surface_and_that_of_the_weights_for_a_thick_one():
-    from dist_vsd.particles.volume_rendering import Rays
-
     weights, depth = torch.tensor([1.0, 0.25, 0.5, 0.25]), torch.tensor([2.0, 1.0, 2.0, 3.0])
-    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, depth, torch.tensor([0, 1, 1, 1]), num_samples=4)
+    samples = samples_on(torch.tensor([0, 1, 1, 1]), depth, num_rays=3, num_samples=4)
+    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, samples)
     # The first ray meets one point, the second has a variance of 1/2, the third is hardly opaque and does not count.
     assert float(rays.depth_variance()) == pytest.approx(0.25)
 

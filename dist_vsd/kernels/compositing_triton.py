@@ -11,14 +11,14 @@ from dist_vsd.kernels.launch import launch
 from dist_vsd.kernels.sampling import Samples
 
 CONSTANTS = {"RAYS": 4, "K": 32}
-_FIELD = {name: "*fp32" for name in ("density", "color", "delta", "t")}
-_PULLS = {name: "*fp32" for name in ("weights", "transmittance", "for_weights", "for_color", "for_opacity", "for_depth")}
+_FIELD = dict.fromkeys(("density", "color", "delta", "t"), "*fp32")
+_PULLS = dict.fromkeys(("weights", "transmittance", "for_weights", "for_color", "for_opacity", "for_depth"), "*fp32")
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
 SIGNATURES = {
     "forward_kernel": (
         _FIELD
         | {"first": "*i32"}
-        | {name: "*fp32" for name in ("weights", "transmittance", "color_out", "opacity_out", "depth_out")}
+        | dict.fromkeys(("weights", "transmittance", "color_out", "opacity_out", "depth_out"), "*fp32")
         | {"num_rays": "i32"},
         CONSTANTS,
     ),

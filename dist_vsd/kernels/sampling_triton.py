@@ -12,7 +12,7 @@ from dist_vsd.kernels.launch import launch
 from dist_vsd.kernels.packing import segments, strides
 
 CONSTANTS = {"BLOCK": 128, "FAR": FAR, "PARALLEL": PARALLEL}
-RAYS = {name: "*fp32" for name in ("origins", "directions", "offsets")}
+RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32")
 CUBE = {"num_rays": "i32", "num_samples": "i32", "resolution": "i32", "bound": "fp32", "scale": "fp32"}
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
 SIGNATURES = {

@@ -15,7 +15,7 @@ from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid
 from dist_vsd.particles.particle import Particle, Render
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
-from dist_vsd.particles.volume_rendering import has_marching_kernels, render_marched, render_stratified
+from dist_vsd.particles.volume_rendering import Sampling, render_rays
 
 # Colours reach a little beyond [0, 1] (as in mip-NeRF). With a plain sigmoid the early pull towards a pure colour drives the
 # raw values so far out that a part of another colour, a green duck's orange beak, never comes back.
@@ -42,6 +42,8 @@ class RadianceField(Particle):
         if config.background == "learned":
             self.background_hidden = _linear(3, 16, generator)
             self.background_output = _linear(16, 3, generator)
+        names = ("num_samples", "samples_per_ray", "visible_per_ray", "hidden_below", "tile_points")
+        self.sampling = Sampling(config.bound, **{name: getattr(config, name) for name in names})
         bound = config.bound
         self.occupancy = nerfacc.OccGridEstimator([-bound] * 3 + [bound] * 3, resolution=config.occupancy_resolution)
         self.occupancy.binaries.fill_(True)  # until the first refresh nothing is known to be empty
@@ -74,14 +76,15 @@ class RadianceField(Particle):
         ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays.
         """
         config = self.config
-        batch, device = len(cameras), cameras.c2w.device
+        batch = len(cameras)
         origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
         if config.track_origin:
             origins = origins + self.origin
         num_rays = origins.shape[0]
         offset = origins.new_full((num_rays,), 0.5) if drawn is None else drawn["offset"].to(origins)
-        march = render_marched if device.type == "cuda" and has_marching_kernels() else render_stratified
-        rays = march(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset)
+        rays = render_rays(
+            self, self.density, self.occupancy.binaries[0], origins, directions, offset, num_rays // batch, self.sampling
+        )
         background = self._background(directions, batch, drawn)
         color = rays.color + (1 - rays.opacity[:, None]) * background
 
