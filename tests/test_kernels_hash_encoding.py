@@ -92,6 +92,14 @@ def test_the_hash_of_the_finest_vertices_is_exact_in_32_bits(kernels):
 
 
 @BOTH
+def test_a_point_in_the_upper_faces_asks_for_nothing_beyond_its_table(kernels):
+    first, second = tables()[:2]
+    with served_by(kernels):
+        features = hash_encode(torch.ones(1, 3, device=DEVICE), [first, torch.full_like(second, torch.nan)], RESOLUTIONS[:2])
+    assert torch.equal(features[0, :2], first[-1])
+
+
+@BOTH
 def test_points_beyond_the_count_have_no_features_and_no_gradient(kernels):
     at, features, num = points(), tables(), 70
     cotangent = drawn(len(at), 8, seed=11)

@@ -10,7 +10,11 @@ PARALLEL = 1e-9  # a direction's component that is smaller does not cross the fa
 
 
 def stretch(origins: Tensor, directions: Tensor, bound: float, num_samples: int) -> tuple[Tensor, Tensor]:
-    """Return (N,) distances at which rays enter the cube [-bound, bound]^3, and (N,) lengths of their intervals; 0 and 0 if they miss it."""
+    """Cut the ways of (N, 3) rays through the cube [-bound, bound]^3 into intervals.
+
+    Returns:
+        (N,) distances at which rays enter the cube, and (N,) lengths of an interval; 0 and 0 for rays that miss it.
+    """
     parallel = directions.abs() < PARALLEL
     inverse = 1.0 / torch.where(parallel, 1.0, directions)
     one, other = (-bound - origins) * inverse, (bound - origins) * inverse

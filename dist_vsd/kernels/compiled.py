@@ -59,10 +59,11 @@ def compiled(name: str, target: int) -> CompiledKernel:
     file, kernel = kernels()[name]
     module = importlib.import_module(f"dist_vsd.kernels.{file}_triton")
     arguments, constants = module.SIGNATURES[kernel]
-    place = {argument: (index,) for index, argument in enumerate(getattr(module, kernel).arg_names)}
+    names = getattr(module, kernel).arg_names
+    place = {name: (index,) for index, name in enumerate(names)}
     source = ASTSource(
         fn=getattr(module, kernel),
-        signature=arguments | dict.fromkeys(constants, "constexpr"),
+        signature={name: arguments.get(name, "constexpr") for name in names},
         constexprs={place[constant]: value for constant, value in constants.items()},
         # torch's tensors begin at multiples of 16 bytes, which a launch would see.
         attrs={place[argument]: [["tt.divisibility", 16]] for argument, kind in arguments.items() if kind.startswith("*")},

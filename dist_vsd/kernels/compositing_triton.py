@@ -11,23 +11,18 @@ from dist_vsd.kernels.launch import launch
 from dist_vsd.kernels.sampling import Samples
 
 CONSTANTS = {"RAYS": 4, "K": 32}
-_FIELD = dict.fromkeys(("density", "color", "delta", "t"), "*fp32")
-_PULLS = dict.fromkeys(("weights", "transmittance", "for_weights", "for_color", "for_opacity", "for_depth"), "*fp32")
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
+_RAYS = {"num_rays": "i32"}
+_FIELD = dict.fromkeys(("density", "color", "delta", "t"), "*fp32") | {"first": "*i32"}
+_COMPOSITED = dict.fromkeys(("weights", "transmittance", "color_out", "opacity_out", "depth_out"), "*fp32")
+_PULLS = dict.fromkeys(("weights", "transmittance", "for_weights", "for_color", "for_opacity", "for_depth"), "*fp32")
+_GRADIENTS = dict.fromkeys(("density_out", "color_out"), "*fp32")
+_COUNTING = {"density": "*fp32", "delta": "*fp32", "first": "*i32", "counts": "*i32"}
 SIGNATURES = {
-    "forward_kernel": (
-        _FIELD
-        | {"first": "*i32"}
-        | dict.fromkeys(("weights", "transmittance", "color_out", "opacity_out", "depth_out"), "*fp32")
-        | {"num_rays": "i32"},
-        CONSTANTS,
-    ),
-    "backward_kernel": (_FIELD | {"first": "*i32"} | _PULLS | {"density_out": "*fp32", "color_out": "*fp32", "num_rays": "i32"}, CONSTANTS),
-    "visible_kernel": (
-        {"density": "*fp32", "delta": "*fp32", "first": "*i32", "counts": "*i32", "num_rays": "i32", "threshold": "fp32"},
-        CONSTANTS,
-    ),
-    "sum_kernel": ({"values": "*fp32", "first": "*i32", "sums": "*fp32", "num_rays": "i32"}, CONSTANTS),
+    "forward_kernel": (_FIELD | _COMPOSITED | _RAYS, CONSTANTS),
+    "backward_kernel": (_FIELD | _PULLS | _GRADIENTS | _RAYS, CONSTANTS),
+    "visible_kernel": (_COUNTING | _RAYS | {"threshold": "fp32"}, CONSTANTS),
+    "sum_kernel": ({"values": "*fp32", "first": "*i32", "sums": "*fp32"} | _RAYS, CONSTANTS),
 }
 
 
@@ -104,7 +99,8 @@ def forward_kernel(
 
 @triton.jit
 def backward_kernel(
-    density, color, delta, t, first, weights, transmittance, for_weights, for_color, for_opacity, for_depth, density_out, color_out, num_rays,
+    density, color, delta, t, first, weights, transmittance, for_weights, for_color, for_opacity, for_depth,
+    density_out, color_out, num_rays,
     RAYS: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
     """Carry cotangents to densities and colours, from far to near."""

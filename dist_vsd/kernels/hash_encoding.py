@@ -1,4 +1,4 @@
-"""The multi-resolution hash encoding of Instant-NGP (Mueller et al. 2022, section 3): features at points, and the gradient of the tables."""
+"""The multi-resolution hash encoding of Instant-NGP (Mueller et al. 2022, section 3): features at points, and the tables' gradients."""
 
 from __future__ import annotations
 

@@ -15,14 +15,11 @@ from dist_vsd.kernels.launch import launch
 BLOCK = 128
 CONSTANTS = {"F": 2, "F_PADDED": 2, "HAS_COUNT": True, "BLOCK": BLOCK}
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
+_TABLES = {"levels": "*i64", "count": "*i32", "num_points": "i32"}
 SIGNATURES = {
-    "encode_kernel": (
-        {"points": "*fp32", "tables": "*fp32", "levels": "*i64", "out": "*fp32", "count": "*i32", "num_points": "i32"},
-        CONSTANTS,
-    ),
+    "encode_kernel": ({"points": "*fp32", "tables": "*fp32", "out": "*fp32"} | _TABLES, CONSTANTS),
     "gradient_kernel": (
-        {"points": "*fp32", "gradient": "*fp32", "levels": "*i64", "cotangent": "*fp32", "count": "*i32", "num_points": "i32"}
-        | {"row_stride": "i64", "column_stride": "i64"},
+        {"points": "*fp32", "gradient": "*fp32", "cotangent": "*fp32"} | _TABLES | {"row_stride": "i64", "column_stride": "i64"},
         CONSTANTS,
     ),
 }

@@ -12,26 +12,16 @@ from dist_vsd.kernels.launch import launch
 from dist_vsd.kernels.packing import segments, strides
 
 CONSTANTS = {"BLOCK": 128, "FAR": FAR, "PARALLEL": PARALLEL}
+<<<<<<< HEAD
 RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32")
 CUBE = {"num_rays": "i32", "num_samples": "i32", "resolution": "i32", "bound": "fp32", "scale": "fp32"}
+=======
+>>>>>>> h-kernels
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
-SIGNATURES = {
-    "count_kernel": (RAYS | {"binaries": "*i1", "counts": "*i32"} | CUBE, CONSTANTS),
-    "write_kernel": (
-        RAYS
-        | {
-            "binaries": "*i1",
-            "counts": "*i32",
-            "stride": "*i32",
-            "first": "*i32",
-            "ray_out": "*i32",
-            "t_out": "*fp32",
-            "delta_out": "*fp32",
-        }
-        | CUBE,
-        CONSTANTS,
-    ),
-}
+_RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32") | {"binaries": "*i1", "counts": "*i32"}
+_SLOTS = {"stride": "*i32", "first": "*i32", "ray_out": "*i32", "t_out": "*fp32", "delta_out": "*fp32"}
+_CUBE = {"num_rays": "i32", "num_samples": "i32", "resolution": "i32", "bound": "fp32", "scale": "fp32"}
+SIGNATURES = {"count_kernel": (_RAYS | _CUBE, CONSTANTS), "write_kernel": (_RAYS | _SLOTS | _CUBE, CONSTANTS)}
 
 
 def sample(
