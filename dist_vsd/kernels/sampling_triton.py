@@ -12,11 +12,6 @@ from dist_vsd.kernels.launch import launch
 from dist_vsd.kernels.packing import segments, strides
 
 CONSTANTS = {"BLOCK": 128, "FAR": FAR, "PARALLEL": PARALLEL}
-<<<<<<< HEAD
-RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32")
-CUBE = {"num_rays": "i32", "num_samples": "i32", "resolution": "i32", "bound": "fp32", "scale": "fp32"}
-=======
->>>>>>> h-kernels
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
 _RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32") | {"binaries": "*i1", "counts": "*i32"}
 _SLOTS = {"stride": "*i32", "first": "*i32", "ray_out": "*i32", "t_out": "*fp32", "delta_out": "*fp32"}
