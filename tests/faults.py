@@ -51,10 +51,10 @@ def phi_loss_is_nan(here):
     """Spoil phi's loss of one update."""
     from dist_vsd.training import update as module
 
-    def spoilt(state, phi, work, batches, index, *rest, original=module.update_phi):
+    def spoilt(state, work, batches, draws, index, *rest, original=module.update_phi):
         if here and index == UPDATE:
             batches = [dataclasses.replace(batch, weight=batch.weight * float("nan")) for batch in batches]
-        return original(state, phi, work, batches, index, *rest)
+        return original(state, work, batches, draws, index, *rest)
 
     module.update_phi = spoilt
 

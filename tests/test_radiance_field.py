@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dist_vsd.cameras import Cameras, turntable
+from dist_vsd.particles.occupancy import make_grid, refresh
 from dist_vsd.particles.particle_configs import DenseGridConfig, HashGridConfig, RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
 
@@ -155,7 +156,7 @@ def test_nothing_counts_as_empty_before_the_first_refresh():
 def test_a_refresh_marks_empty_cells_and_never_cuts_dense_ones(update):
     theta = make(occupancy_resolution=16)
     theta.after_update(0, generator())
-    theta.after_update(update, generator(1))  # from 256 updates on nerfacc looks at a part of the cells alone
+    theta.after_update(update, generator(1))
     occupied = theta.occupancy.binaries[0]
     with torch.no_grad():
         density = theta.density(cell_centres(16).reshape(-1, 3)).reshape(16, 16, 16)
@@ -173,28 +174,26 @@ def test_a_refresh_that_saw_a_growing_part_keeps_its_neighbours():
             assert bool(theta.occupancy.binaries[0][sampled.roll(shift, axis)].all())
 
 
-def test_a_refresh_depends_on_the_given_generator_alone_and_leaves_the_global_one():
-    torch.manual_seed(1)
-    theta, other, third = make(), make(), make()
+def test_a_refresh_draws_nothing_and_looks_at_another_place_of_the_cells_each_time():
+    theta, other, asked = make(), make(), []
     state = torch.get_rng_state()
-    theta.after_update(0, generator(3))
+    for update in (0, 16):
+        theta.after_update(update, generator(3))
+        other.after_update(update, generator(4))
     assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    other.after_update(0, generator(3))
-    third.after_update(0, generator(4))
     assert torch.equal(theta.occupancy.occs, other.occupancy.occs)
-    assert torch.equal(theta.occupancy.binaries, other.occupancy.binaries)
-    assert not torch.equal(theta.occupancy.occs, third.occupancy.occs)
+    for number in range(8):
+        refresh(theta.occupancy, lambda points: asked.append(points) or points[:, 0], 1.0, 0.1, number, 0.01)
+    places = torch.stack([((points + 1) / 2 * 32) % 1 for points in asked])
+    torch.testing.assert_close(places, places[:, :1].expand_as(places), rtol=0, atol=1e-4)  # fp32, of 32 cells
+    assert float(torch.pdist(places[:, 0]).min()) > 0.2
 
 
-def test_a_refresh_draws_from_the_whole_state_of_its_generator():
-    """Two generators of the same initial_seed(), of which one has drawn: a seed would give both the same grid."""
-    advanced = generator(3)
-    torch.rand(1, generator=advanced)
-    theta, other = make(), make()
-    theta.after_update(0, generator(3))
-    other.after_update(0, advanced)
-    assert not torch.equal(theta.occupancy.occs, other.occupancy.occs)
+def test_a_refresh_keeps_what_a_cell_was_known_to_hold_for_a_while():
+    grid = make_grid(1.0, 4)
+    for number, density in enumerate((8.0, 0.0)):
+        refresh(grid, lambda points, d=density: torch.full_like(points[:, 0], d), 1.0, 0.5, number, 0.01)
+    torch.testing.assert_close(grid.occs, torch.full((64,), 0.95 * 8 * 0.5))
 
 
 def test_the_grid_is_refreshed_every_so_many_updates_alone():

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import nerfacc
 import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
-from dist_vsd.distributed.random import lent_to_global
 from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid
+from dist_vsd.particles.occupancy import make_grid, refresh
 from dist_vsd.particles.particle import Particle, Render
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.volume_rendering import Sampling, render_rays
@@ -44,9 +43,7 @@ class RadianceField(Particle):
             self.background_output = _linear(16, 3, generator)
         names = ("num_samples", "samples_per_ray", "visible_per_ray", "hidden_below", "tile_points")
         self.sampling = Sampling(config.bound, **{name: getattr(config, name) for name in names})
-        bound = config.bound
-        self.occupancy = nerfacc.OccGridEstimator([-bound] * 3 + [bound] * 3, resolution=config.occupancy_resolution)
-        self.occupancy.binaries.fill_(True)  # until the first refresh nothing is known to be empty
+        self.occupancy = make_grid(config.bound, config.occupancy_resolution)
         if config.track_origin:
             self.register_buffer("origin", torch.zeros(3))
 
@@ -128,22 +125,10 @@ class RadianceField(Particle):
     def after_update(self, update: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Refresh the occupancy grid."""
         config = self.config
-        step = 2 * config.bound / config.num_samples
-        # nerfacc draws from the global generators: lend it ours, so that the grid does not depend on the layout.
-        with lent_to_global(generator, self.occupancy.binaries.device):
-            self.occupancy.train()
-            self.occupancy.update_every_n_steps(
-                step=update,
-                occ_eval_fn=lambda points: (self.density(points) * step)[:, None],
-                occ_thre=config.occupancy_threshold,
-                n=config.occupancy_every,
-            )
+        step, number = 2 * config.bound / config.num_samples, update // config.occupancy_every
+        refresh(self.occupancy, self.density, config.bound, step, number, config.occupancy_threshold)
         if config.track_origin:
             self._follow_center_of_mass()
-        # Widen by a cell: a part that begins to grow outwards must not be cut off until the next refresh.
-        widened = nn.functional.max_pool3d(self.occupancy.binaries.float()[None], 3, stride=1, padding=1)[0] > 0
-        self.occupancy.binaries.copy_(widened)
-
 
     def _follow_center_of_mass(self) -> None:
         """Move the origin towards the centre of mass of the density that the occupancy grid has seen."""
