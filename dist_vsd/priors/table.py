@@ -10,6 +10,8 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dist_vsd.priors.architecture_names import is_random_prior
+
 if TYPE_CHECKING:
     import torch
 
@@ -49,6 +51,11 @@ PRIORS: dict[str, PriorRow] = {
         made_by="dist_vsd.priors.stable_diffusion:StableDiffusionPrior",
         checked_by="dist_vsd.priors.pipeline_check:check_pipeline",
         means=lambda _name: True,
+    ),
+    "random": PriorRow(
+        made_by="dist_vsd.priors.architectures:RandomPrior",
+        checked_by="dist_vsd.priors.architectures:check_random_prior",
+        means=is_random_prior,
     ),
 }
 
