@@ -110,7 +110,7 @@ def random_network(
     """
     device = torch.device(device)
     with torch.device("meta"):
-        network = kind(**settings).to(dtype)
+        network = nn.Module.to(kind(**settings), dtype)  # diffusers' own warns of what is as it should be
     if device.type == "meta":
         return network.requires_grad_(False).eval()
     network, generator = network.to_empty(device=device), torch.Generator().manual_seed(seed)
@@ -147,11 +147,11 @@ class RandomPrior(StableDiffusionPrior):
     def network_of(self, name: str) -> DenoisingUnet:
         """Build another UNet of this size, with other weights, for a phi that does not sit on this one's."""
         check_random_prior(f"random:{self.size}", (), name)
-        return DenoisingUnet(build_unet(self.size, self.device, self.unet.dtype, seed=1), self.process)
+        return DenoisingUnet(build_unet(self.size, self.device, self.unet.dtype, seed=1), self.process, takes_projected=False)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Draw a normal embedding for each text, by its letters: equal texts have equal ones."""
-        rows = Text.cat([self._embed_one(text) for text in (*prompts, negative_prompt)])
+        rows = self.network.projected(Text.cat([self._embed_one(text) for text in (*prompts, negative_prompt)]))
         return TextEmbeddings(rows[:-1], rows[-1:].expand(len(prompts)))
 
     def _embed_one(self, text: str) -> Text:
