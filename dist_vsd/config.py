@@ -13,6 +13,7 @@ import tyro
 from dist_vsd.diffusion.timesteps import TimestepConfig
 from dist_vsd.objectives.table import OBJECTIVES, ObjectiveRow
 from dist_vsd.particles.representations import REPRESENTATIONS, Representation
+from dist_vsd.priors.attention_names import ATTENTIONS
 from dist_vsd.score.score_config import ScoreConfig
 from dist_vsd.view_words import VIEW_WORDS
 
@@ -197,6 +198,9 @@ class _PlainFields:
     precision: str = ""
     """Of the frozen networks: fp32, bf16 or fp16 (theta, phi and all gradients stay fp32); empty: what the launcher says, to which a
     preset's gives way too."""
+    attention: str = "sdpa"
+    """What computes the prior's attention: sdpa (torch chooses the kernel), xformers (its extra, and a GPU), or flash (torch's flash kernel
+    alone; a GPU, bf16 or fp16)."""
     deterministic: bool = False
     """Sum gradients render by render in the order of particles: the same bits on any layout, more messages, less speed."""
     checkpoint_every: int = 100
@@ -257,7 +261,8 @@ class RunConfig(_FieldsOfTables):
                 raise ValueError(f"{name} must be 0 (automatic) or more, got {getattr(self, name)}: raise {flag(name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}: change --seed")
-        for name, choices in (("objective", OBJECTIVES), ("representation", REPRESENTATIONS), ("precision", PRECISIONS)):
+        named = {"objective": OBJECTIVES, "representation": REPRESENTATIONS, "precision": PRECISIONS, "attention": ATTENTIONS}
+        for name, choices in named.items():
             value = getattr(self, name)
             if value not in choices:
                 listed = ", ".join(filter(None, choices))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.architecture_names import size_of
+from dist_vsd.priors.attention import use_attention
 from dist_vsd.priors.prior import Text, TextEmbeddings
 from dist_vsd.priors.stable_diffusion import DenoisingUnet, StableDiffusionPrior
 
@@ -147,7 +148,9 @@ class RandomPrior(StableDiffusionPrior):
     def network_of(self, name: str) -> DenoisingUnet:
         """Build another UNet of this size, with other weights, for a phi that does not sit on this one's."""
         check_random_prior(f"random:{self.size}", (), name)
-        return DenoisingUnet(build_unet(self.size, self.device, self.unet.dtype, seed=1), self.process, takes_projected=False)
+        unet = build_unet(self.size, self.device, self.unet.dtype, seed=1)
+        use_attention(unet, self.attention)
+        return DenoisingUnet(unet, self.process, takes_projected=False)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Draw a normal embedding for each text, by its letters: equal texts have equal ones."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import VariancePreserving
+from dist_vsd.priors.attention import use_attention
 from dist_vsd.priors.networks import load_network
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
@@ -86,9 +87,11 @@ class StableDiffusionPrior:
         image_size: of the images that encode() wants, pixels.
         latent_shape: (channels, h, w) of its x_0.
         scaling_factor: between the VAE's latents and x_0.
+        attention: what computes the UNets' attention.
     """
 
     knows_cameras, views_per_shot = False, 1
+    attention = "sdpa"
 
     def __init__(
         self, unet: UNet2DConditionModel, vae: AutoencoderKL, process: VariancePreserving, folder: PipelineFolder | None = None
@@ -142,6 +145,11 @@ class StableDiffusionPrior:
         """See DenoisingUnet."""
         return self.network(x_t, t, y, cameras)
 
+    def use_attention(self, attention: str) -> None:
+        """Let the UNet, and those of network_of(), attend by a back end of attention_names.ATTENTIONS that is there."""
+        self.attention = attention
+        use_attention(self.unet, attention)
+
     def network_of(self, name: str) -> DenoisingUnet:
         """Load another checkpoint's UNet and process alone, for a phi that does not sit on this one's.
 
@@ -155,6 +163,7 @@ class StableDiffusionPrior:
         if self.folder is not None:
             check_unet_fits(folder, self.folder)
         unet = load_network(UNet2DConditionModel, folder, "unet", self.unet.dtype)
+        use_attention(unet, self.attention)
         return DenoisingUnet(unet.to(self.device), _read_process(folder).to(self.device), takes_projected=False)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
