@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.architecture_names import size_of
 from dist_vsd.priors.attention import use_attention
+from dist_vsd.priors.networks import placed
 from dist_vsd.priors.prior import Text, TextEmbeddings
 from dist_vsd.priors.stable_diffusion import DenoisingUnet, StableDiffusionPrior
 
@@ -122,7 +123,7 @@ def random_network(
                 parameter.copy_(torch.empty(parameter.shape).uniform_(-bound, bound, generator=generator))
             else:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
-    return network.requires_grad_(False).eval()
+    return placed(network, device).requires_grad_(False).eval()
 
 
 class RandomPrior(StableDiffusionPrior):

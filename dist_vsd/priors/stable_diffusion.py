@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.attention import use_attention
-from dist_vsd.priors.networks import load_network
+from dist_vsd.priors.networks import load_network, placed
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
 from dist_vsd.priors.prior import Text, TextEmbeddings
@@ -116,7 +116,7 @@ class StableDiffusionPrior:
         folder = find_pipeline(prior)
         unet = load_network(UNet2DConditionModel, folder, "unet", dtype)
         vae = load_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
-        return StableDiffusionPrior(unet.to(device), vae.to(device), _read_process(folder).to(device), folder)
+        return StableDiffusionPrior(placed(unet, device), placed(vae, device), _read_process(folder).to(device), folder)
 
     @property
     def device(self) -> torch.device:
@@ -164,7 +164,7 @@ class StableDiffusionPrior:
             check_unet_fits(folder, self.folder)
         unet = load_network(UNet2DConditionModel, folder, "unet", self.unet.dtype)
         use_attention(unet, self.attention)
-        return DenoisingUnet(unet.to(self.device), _read_process(folder).to(self.device), takes_projected=False)
+        return DenoisingUnet(placed(unet, self.device), _read_process(folder).to(self.device), takes_projected=False)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Embed prompts, from the cache or by the text encoders (see embed_texts).
