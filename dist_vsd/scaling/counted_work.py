@@ -36,7 +36,7 @@ class CountedWork(TorchDispatchMode):
     Attributes:
         flop: floating-point operations by stage of the update; "other" outside of them.
         bytes: that operations read and write, by stage: the traffic of an execution that fuses nothing. Views move none.
-        num_operations: of torch that were carried out, views excepted.
+        num_operations: of torch that were carried out, views and mere allocations excepted.
     """
 
     def __init__(self) -> None:
@@ -49,7 +49,7 @@ class CountedWork(TorchDispatchMode):
         """Carry an operation out and count it."""
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        if not _is_view(func):
+        if not _moves_nothing(func):
             stage = Stopwatch.current()
             formula = FORMULAS.get(func._overloadpacket)
             if formula is not None:
@@ -60,8 +60,10 @@ class CountedWork(TorchDispatchMode):
         return result
 
 
-def _is_view(func: Any) -> bool:
-    """Say whether an operation's results are views of what it was given."""
+def _moves_nothing(func: Any) -> bool:
+    """Say whether an operation's results are views of what it was given, or memory that nothing is written to."""
+    if "empty" in func._schema.name:
+        return True
     return any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
 
 
