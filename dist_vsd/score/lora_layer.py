@@ -38,8 +38,8 @@ def _copies(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Te
 class CastLoraLinear(Linear):
     """peft's LoRA layer, which may be told its matrices in the dtype of what it adapts.
 
-    peft's own casts the layer's whole input to fp32, computes there and casts back: four more passes over the activations, of which it keeps an
-    fp32 copy for backward.
+    peft's own casts the layer's whole input to fp32, computes there and casts back: four more passes over the activations, kept in
+    fp32 for backward.
 
     Attributes:
         matrices: down (rank, in) and up (out, rank) for the pass that is being made, or None: as peft's.
