@@ -3,7 +3,7 @@
     python benchmarks/precision.py                                     both, about 15 minutes on a core
     python benchmarks/precision.py --only embedded --out /tmp/precision        a look at whether it works
 
-What is compared is eps_pretrain - eps_phi with guidance 7.5, the gradient with respect to x_0 without its weight, at the same x_t. "Rounded"
+What is compared is eps_pretrain - eps_phi with guidance 7.5, the gradient with respect to x_0 without its weight, at one x_t. "Rounded"
 precisions compute in fp32 and round what each operation of torch gives, as a GPU does, which adds up in fp32 and stores in half: a CPU
 has no fast fp16. bf16 as this CPU computes it stands beside them. Whether the error averages out is told by the mean over many draws of
 the noise. Results go to benchmarks/results/precision.json and docs/precision.png.
