@@ -53,7 +53,7 @@ def brought_together(tensors: Mapping[Name, Tensor], device: torch.device) -> di
         The same tensors there, views of one block of memory.
     """
     if not is_accelerator(device):
-        return dict(tensors)
+        return {name: tensor.to(device) for name, tensor in tensors.items()}  # of the meta device: shapes alone
     places, end = {}, 0
     for name, tensor in tensors.items():
         places[name], end = end, end + -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT

@@ -15,7 +15,7 @@ from dist_vsd.evaluation.preview import Panel, preview_cameras, render_particles
 from dist_vsd.export.surface import surface_of
 from dist_vsd.export.turntable import render_views
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
-from dist_vsd.priors.table import PRIORS
+from dist_vsd.priors.table import PRIORS, load_prior
 from dist_vsd.reporting.stage_figures import StageFigures
 from dist_vsd.runs import checkpoint
 from dist_vsd.training.loop import train
@@ -53,7 +53,11 @@ def state_of(name, device):
     preset, settings = RUNS[name]
     config = merge(load_preset(preset), {"prompt": "a green duck", "num_particles": 2} | settings, "test")
     views = 2 if config.prior == "two-views" else 1
-    return build_state(config, Layout.of(config.num_particles, num_views=views, views_per_shot=views), device)
+    state = build_state(config, Layout.of(config.num_particles, num_views=views, views_per_shot=views), device)
+    for network in (getattr(state.prior, name, None) for name in ("unet", "vae")):
+        if network is not None and device == CPU:  # as on a device: Adam's first steps make much of another order of sums
+            network.to(memory_format=torch.channels_last)
+    return state
 
 
 def tensors_of(state):
@@ -83,7 +87,9 @@ def test_updates_on_the_device_give_the_cpus_numbers(name, two_views):
         update(expected, index)
     one, other = tensors_of(expected), tensors_of(found)
     assert one.keys() == other.keys()
-    assert max(relative_difference(one, other, part) for part in ("theta", "lora")) < (1e-2 if name == "bf16" else 1e-5)
+    # Of a picture's 12,288 numbers one has a gradient that is rounding alone, and Adam's whole first step follows its sign.
+    bound = 1e-2 if name in ("bf16", "image") else 1e-5
+    assert max(relative_difference(one, other, part) for part in ("theta", "lora")) < bound
 
 
 def relative_difference(one, other, part):
@@ -130,6 +136,24 @@ def test_what_is_shown_measured_and_exported_is_made_on_the_device():
     assert figures == pytest.approx(others_figures, rel=1e-3, abs=1e-4, nan_ok=True)
     torch.testing.assert_close(frames, others_frames, rtol=0, atol=1e-5)
     assert len(surface.vertices) == len(others_surface.vertices) > 0
+
+
+@pytest.mark.parametrize("prior", ["embedded", "random:tiny"])
+def test_kernels_and_what_they_make_lie_channels_last_on_an_accelerator_and_not_on_the_cpu(prior):
+    def is_last(tensor):
+        return tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous()
+
+    with OnPaper():
+        there, here = load_prior(prior, DEVICE), load_prior(prior, CPU)
+        made = []
+        there.unet.down_blocks[0].register_forward_hook(lambda _module, _inputs, outputs: made.append(outputs[0]))
+        y = there.embed(["a duck"]).cond
+        there.predict(torch.zeros(1, *there.latent_shape).to(DEVICE), torch.tensor([7]).to(DEVICE), y)
+    for network in ("unet", "vae"):
+        kernels = [[p for p in getattr(one, network).parameters() if p.ndim == 4 and p[0, 0].numel() > 1] for one in (there, here)]
+        assert all(map(is_last, kernels[0]))
+        assert not any(map(is_last, kernels[1]))
+    assert is_last(made[0])
 
 
 def test_a_tensor_in_the_wrong_place_is_found():

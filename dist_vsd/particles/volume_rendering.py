@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dist_vsd.device import is_accelerator
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.sampling import Samples, sample_occupied
 
@@ -47,7 +46,7 @@ class Sampling:
 
     def budget(self, rays_per_image: int, per_ray: int, device: torch.device) -> int | None:
         """Return the slots of an image; None where there is no limit and nobody has to wait for the number."""
-        if not per_ray and not is_accelerator(device):
+        if not per_ray and device.type == "cpu":
             return None
         return rays_per_image * min(per_ray or self.num_samples, self.num_samples)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -20,6 +20,8 @@ class Stopwatch:
         measures: whether to mark anything on an accelerator.
     """
 
+    _going_on: ClassVar[list[str]] = []
+
     def __init__(self, device: torch.device, measures: bool) -> None:
         self._device, self._measures = device, measures or not is_accelerator(device)
         self._marks: list[tuple[str, Any, Any]] = []
@@ -28,12 +30,19 @@ class Stopwatch:
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time inside the ``with`` to a stage."""
-        if not self._measures:
+        begin = time_mark(self._device) if self._measures else None
+        self._going_on.append(name)
+        try:
             yield
-            return
-        begin = time_mark(self._device)
-        yield
-        self._marks.append((name, begin, time_mark(self._device)))
+        finally:
+            self._going_on.pop()
+        if self._measures:
+            self._marks.append((name, begin, time_mark(self._device)))
+
+    @classmethod
+    def current(cls) -> str:
+        """Return the stage that is going on in this process, for who counts what is done in each; "other" outside of all."""
+        return cls._going_on[-1] if cls._going_on else "other"
 
     def stop(self) -> None:
         """Add the time since the beginning as ``update``."""
