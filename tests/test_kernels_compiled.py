@@ -29,3 +29,11 @@ def test_a_kernel_compiles_and_leaves_room_for_others(name, target, tmp_path, mo
     assert found.spilled_bytes == 0
     assert 0 < found.registers <= 48
     assert 0 <= found.shared_bytes <= 2048
+
+
+@NEEDS_TRITON
+@pytest.mark.parametrize("name", NAMES)
+def test_a_kernel_compiles_for_one_of_everything(name, tmp_path, monkeypatch):
+    """A launch takes the number 1 for a constant, which knows less than a number of the device."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    assert compiled(name, 90, ones=True).registers > 0

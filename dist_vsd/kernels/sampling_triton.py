@@ -126,7 +126,7 @@ def _stretch(ox, oy, oz, dx, dy, dz, bound, num_samples, FAR: tl.constexpr, PARA
     low_z, high_z = _slab(oz, dz, bound, FAR, PARALLEL)
     low = tl.maximum(tl.maximum(tl.maximum(low_x, low_y), low_z), 0.0)
     high = tl.minimum(tl.minimum(high_x, high_y), high_z)
-    step = tl.div_rn(tl.maximum(high - low, 0.0), num_samples.to(tl.float32))
+    step = tl.div_rn(tl.maximum(high - low, 0.0), num_samples * 1.0)
     return tl.where(step > 0, low, 0.0), step
 
 
