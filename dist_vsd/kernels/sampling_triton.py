@@ -13,7 +13,7 @@ from dist_vsd.kernels.packing import segments, strides
 
 CONSTANTS = {"BLOCK": 128, "FAR": FAR, "PARALLEL": PARALLEL}
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
-_RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32") | {"binaries": "*i1", "counts": "*i32"}
+_RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32") | {"binaries": "*u1", "counts": "*i32"}
 _SLOTS = {"stride": "*i32", "first": "*i32", "ray_out": "*i32", "t_out": "*fp32", "delta_out": "*fp32"}
 _CUBE = {"num_rays": "i32", "num_samples": "i32", "resolution": "i32", "bound": "fp32", "scale": "fp32"}
 SIGNATURES = {"count_kernel": (_RAYS | _CUBE, CONSTANTS), "write_kernel": (_RAYS | _SLOTS | _CUBE, CONSTANTS)}
