@@ -120,9 +120,11 @@ def test_thin_fog_keeps_its_digits(kernels):
 @BOTH
 def test_left_over_slots_have_no_weight_and_no_gradient(kernels):
     weights, *_, for_density, for_color = composited(kernels, SAMPLES, *field(SAMPLES))
+    with served_by(kernels):
+        transmittance = composite(*field(SAMPLES), SAMPLES).transmittance
     left = SAMPLES.filled().logical_not()
     assert bool(left.any())
-    assert not any(bool(values[left].any()) for values in (weights, for_density, for_color))
+    assert not any(bool(values[left].any()) for values in (weights, transmittance, for_density, for_color))
 
 
 def image(samples, density, color, number):
