@@ -9,7 +9,7 @@ import torch
 from dist_vsd.kernels import choice
 from dist_vsd.kernels.choice import implementation, kernels_in_words, serves
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
 KERNELS = Path(__file__).parent.parent / "dist_vsd"
 
 
@@ -20,14 +20,21 @@ def nothing_asked_for(monkeypatch):
 
 @pytest.fixture
 def triton(monkeypatch):
-    """Says whether triton is installed, whether it is or not."""
-    return lambda there: monkeypatch.setattr(choice, "has_triton", lambda: there)
+    """Says whether triton is installed and finds a compiler, whether it does or not."""
+
+    def let(there, compiler=True):
+        monkeypatch.setattr(choice, "has_triton", lambda: there)
+        monkeypatch.setattr(choice, "_lacking_to_compile", lambda: "" if compiler else "triton finds no C compiler: install gcc")
+
+    return let
 
 
-def test_triton_serves_cuda_where_it_is_installed_and_plain_torch_all_else(triton):
+def test_triton_serves_cuda_where_it_lacks_nothing_and_plain_torch_all_else(triton):
     triton(True)
-    assert [implementation(device) for device in (CUDA, CPU, torch.device("meta"))] == ["triton", "torch", "torch"]
+    assert [implementation(device) for device in (CUDA, CPU, META)] == ["triton", "torch", "torch"]
     triton(False)
+    assert implementation(CUDA) == "torch"
+    triton(True, compiler=False)
     assert implementation(CUDA) == "torch"
 
 
@@ -41,16 +48,38 @@ def test_the_environment_has_the_last_word(asked, triton, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "there", "device", "rule"),
     [
-        ("cuda", True, CPU, "DIST_VSD_KERNELS must be one of triton, torch, got 'cuda': change it, or unset it"),
-        ("triton", False, CUDA, "needs triton, which is not installed: pip install triton, or unset"),
-        ("triton", True, torch.device("meta"), "serves CUDA, and CPUs in Triton's interpreter, got meta: unset"),
+        ("cuda", (True, True), CPU, "DIST_VSD_KERNELS must be one of triton, torch, got 'cuda': change it, or unset it"),
+        ("triton", (False, True), CUDA, "=triton can not be had: triton is not installed: pip install triton; or unset"),
+        ("triton", (True, False), CUDA, "=triton can not be had: triton finds no C compiler: install gcc; or unset"),
+        ("triton", (True, True), META, "=triton can not be had: triton serves CUDA, and CPUs in its interpreter, not meta; or unset"),
     ],
 )
 def test_what_there_is_not_is_refused_with_a_remedy(asked, there, device, rule, triton, monkeypatch):
-    triton(there)
+    triton(*there)
     monkeypatch.setenv("DIST_VSD_KERNELS", asked)
     with pytest.raises(ValueError, match=rule):
         implementation(device)
+
+
+def test_in_the_interpreter_no_compiler_is_needed(triton, monkeypatch):
+    triton(True, compiler=False)
+    monkeypatch.setenv("DIST_VSD_KERNELS", "triton")
+    assert implementation(CPU) == "triton"
+
+
+def test_a_compiler_and_pythons_headers_are_looked_for_where_triton_does(tmp_path, monkeypatch):
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(choice.shutil, "which", {"clang": "/usr/bin/clang"}.get)
+    monkeypatch.setattr(choice.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
+    choice._lacking_to_compile.cache_clear()
+    assert choice._lacking_to_compile() == f"triton finds no Python.h in {tmp_path}: install python3-dev"
+    (tmp_path / "Python.h").touch()
+    choice._lacking_to_compile.cache_clear()
+    assert choice._lacking_to_compile() == ""
+    monkeypatch.setattr(choice.shutil, "which", lambda name: None)
+    choice._lacking_to_compile.cache_clear()
+    assert choice._lacking_to_compile() == "triton finds no C compiler: install gcc"
+    choice._lacking_to_compile.cache_clear()
 
 
 def test_kernels_serve_single_precision_alone(triton, monkeypatch):
@@ -62,7 +91,10 @@ def test_kernels_serve_single_precision_alone(triton, monkeypatch):
 
 def test_the_choice_is_said_in_a_line_with_its_reason(triton, monkeypatch):
     triton(False)
-    assert [kernels_in_words(device) for device in (CPU, CUDA)] == ["plain torch", "plain torch, as triton is not installed"]
+    assert [kernels_in_words(device) for device in (CPU, CUDA)] == [
+        "plain torch",
+        "plain torch, as triton is not installed: pip install triton",
+    ]
     triton(True)
     monkeypatch.setattr(choice.importlib.metadata, "version", lambda name: "3.9.0")
     assert kernels_in_words(CUDA) == "Triton 3.9.0"

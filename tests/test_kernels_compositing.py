@@ -8,6 +8,8 @@ import torch
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.sampling import Samples
 from tests.both_kernels import BOTH, DEVICE, drawn, random_samples, served_by
+from tests.paper_device import DEVICE as PAPER
+from tests.paper_device import OnPaper
 
 ROUNDING = {"rtol": 1e-4, "atol": 2e-6}  # fp32: some forty summands, and exp(-x) of x up to some tens
 SAMPLES = random_samples()
@@ -76,6 +78,18 @@ def test_the_gradients_of_plain_torch_equal_finite_differences():
     assert torch.autograd.gradcheck(lambda values: accumulate(values, samples), density)
 
 
+def test_in_the_deterministic_mode_an_accelerator_sums_without_cumsum(monkeypatch):
+    """On the device on paper, which has a name of its own; torch would refuse a cumsum of floats on CUDA."""
+    density, color = field(SAMPLES)
+    expected = composite(density, color, SAMPLES)
+    monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
+    with OnPaper():
+        tensors = [getattr(SAMPLES, name).cpu().to(PAPER) for name in ("ray", "t", "delta", "first")]
+        monkeypatch.setattr(torch.Tensor, "cumsum", None)
+        found = composite(density.cpu().to(PAPER), color.cpu().to(PAPER), Samples(*tensors, SAMPLES.num_samples, 20))
+        torch.testing.assert_close(found.weights.cpu(), expected.weights.cpu(), rtol=1e-4, atol=1e-6)  # fp32
+
+
 @BOTH
 def test_huge_densities_give_numbers_and_what_is_behind_them_nothing(kernels):
     first = torch.tensor([0, 3, 4, 4, 5], dtype=torch.int32, device=DEVICE)
@@ -106,9 +120,11 @@ def test_thin_fog_keeps_its_digits(kernels):
 @BOTH
 def test_left_over_slots_have_no_weight_and_no_gradient(kernels):
     weights, *_, for_density, for_color = composited(kernels, SAMPLES, *field(SAMPLES))
+    with served_by(kernels):
+        transmittance = composite(*field(SAMPLES), SAMPLES).transmittance
     left = SAMPLES.filled().logical_not()
     assert bool(left.any())
-    assert not any(bool(values[left].any()) for values in (weights, for_density, for_color))
+    assert not any(bool(values[left].any()) for values in (weights, transmittance, for_density, for_color))
 
 
 def image(samples, density, color, number):

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from dist_vsd.kernels.box import stretch
 from dist_vsd.kernels.sampling import sample_occupied
 from tests.both_kernels import BOTH, BOUND, DEVICE, NEEDS_TRITON, drawn, random_cells, random_rays, served_by
 
@@ -82,6 +83,14 @@ def test_rays_in_a_face_and_from_within_are_as_long_as_they_are(kernels):
         samples = sample_occupied(origins, directions, torch.full_like(origins[:, 0], 0.5), CELLS["all"], BOUND, NUM_SAMPLES, 4, None)
     lengths = torch.zeros(4, device=DEVICE).index_add_(0, samples.ray, samples.delta)
     torch.testing.assert_close(lengths.cpu(), torch.tensor([float(row[2]) for row in rows]), rtol=1e-6, atol=0)  # fp32: a dozen summands
+
+
+def test_rays_that_miss_the_cube_begin_and_end_at_zero():
+    """Not at the distances of its planes, which of parallel ones are beyond all bounds."""
+    origins = torch.tensor([[1.5, 0.0, -3.0], [3.0, 3.0, 3.0], [0.0, 0.0, 3.0]])
+    directions = torch.tensor([[0.0, 0.0, 1.0], [0.6, 0.8, 0.0], [0.0, 0.0, 1.0]])
+    near, step = stretch(origins, directions, BOUND, NUM_SAMPLES)
+    assert near.tolist() == step.tolist() == [0, 0, 0]
 
 
 @BOTH

@@ -6,6 +6,9 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
+import shutil
+import sysconfig
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -20,22 +23,42 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
+def lacking(device: torch.device) -> str:
+    """Return what Triton's kernels lack to serve a device, with the remedy; nothing where they lack nothing.
+
+    At its first launch on a machine Triton compiles a few lines of C against Python's headers, with the machine's own compiler. Where
+    that is not to be had plain torch serves, and the first render does not fail.
+    """
+    if device.type not in ("cuda", "cpu"):
+        return f"triton serves CUDA, and CPUs in its interpreter, not {device}"
+    if not has_triton():
+        return "triton is not installed: pip install triton"
+    return _lacking_to_compile() if device.type == "cuda" else ""
+
+
+@functools.cache
+def _lacking_to_compile() -> str:
+    if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
+        return "triton finds no C compiler: install gcc"
+    scheme = sysconfig.get_default_scheme()
+    headers = Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"])
+    return "" if (headers / "Python.h").exists() else f"triton finds no Python.h in {headers}: install python3-dev"
+
+
 def implementation(device: torch.device) -> str:
     """Return which implementation serves a device.
 
-    ``triton`` on CUDA where triton is installed, ``torch`` elsewhere; the environment variable DIST_VSD_KERNELS has the last word. Asked
-    for on a CPU, Triton's kernels run in its interpreter: right numbers, very slowly.
+    ``triton`` on CUDA where it lacks nothing, ``torch`` elsewhere; the environment variable DIST_VSD_KERNELS has the last word. Asked for
+    on a CPU, Triton's kernels run in its interpreter: right numbers, very slowly.
 
     Raises:
         ValueError: the variable asks for what there is not.
     """
-    asked = os.environ.get(VARIABLE) or ("triton" if device.type == "cuda" and has_triton() else "torch")
+    asked = os.environ.get(VARIABLE) or ("triton" if device.type == "cuda" and not lacking(device) else "torch")
     if asked not in IMPLEMENTATIONS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(IMPLEMENTATIONS)}, got {asked!r}: change it, or unset it")
-    if asked == "triton" and not has_triton():
-        raise ValueError(f"{VARIABLE}=triton needs triton, which is not installed: pip install triton, or unset {VARIABLE}")
-    if asked == "triton" and device.type not in ("cuda", "cpu"):
-        raise ValueError(f"{VARIABLE}=triton serves CUDA, and CPUs in Triton's interpreter, got {device}: unset {VARIABLE}")
+    if asked == "triton" and lacking(device):
+        raise ValueError(f"{VARIABLE}=triton can not be had: {lacking(device)}; or unset {VARIABLE}")
     return asked
 
 
@@ -50,4 +73,4 @@ def kernels_in_words(device: torch.device) -> str:
     if implementation(device) == "triton":
         where = "" if device.type == "cuda" else ", in its interpreter"
         return f"Triton {importlib.metadata.version('triton')}{where}{asked}"
-    return "plain torch" + (asked or (", as triton is not installed" if device.type == "cuda" else ""))
+    return "plain torch" + (asked or (f", as {lacking(device)}" if device.type == "cuda" else ""))

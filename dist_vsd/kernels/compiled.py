@@ -43,12 +43,13 @@ def kernels() -> dict[str, tuple[str, str]]:
     return found
 
 
-def compiled(name: str, target: int) -> CompiledKernel:
+def compiled(name: str, target: int, ones: bool = False) -> CompiledKernel:
     """Compile a kernel; needs triton, but no GPU.
 
     Args:
         name: one of kernels().
         target: compute capability, as 90.
+        ones: compile what a launch would whose whole numbers are all 1: it takes a 1 for a constant.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -59,6 +60,9 @@ def compiled(name: str, target: int) -> CompiledKernel:
     file, kernel = kernels()[name]
     module = importlib.import_module(f"dist_vsd.kernels.{file}_triton")
     arguments, constants = module.SIGNATURES[kernel]
+    if ones:
+        constants = constants | {name: 1 for name, kind in arguments.items() if kind in ("i32", "i64")}
+        arguments = {name: kind for name, kind in arguments.items() if name not in constants}
     names = getattr(module, kernel).arg_names
     place = {name: (index,) for index, name in enumerate(names)}
     source = ASTSource(

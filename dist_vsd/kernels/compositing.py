@@ -172,8 +172,14 @@ def _transmittance(density: Tensor, samples: Samples) -> Tensor:
 
 
 def _before(values: Tensor) -> Tensor:
-    """Return sums of what comes before, along rows: the last column is not added and taken away again, as it may be huge."""
-    return torch.nn.functional.pad(values[:, :-1].cumsum(1), (1, 0))
+    """Return sums of what comes before, along rows: one's own is not added and taken away again, as it may be huge."""
+    sums = torch.nn.functional.pad(values[:, :-1], (1, 0))
+    if not torch.are_deterministic_algorithms_enabled() or values.device.type == "cpu":
+        return sums.cumsum(1)
+    # torch refuses a cumsum of floats on CUDA in its deterministic mode; sums of 2, of 4, of 8 columns are as good.
+    for exponent in range((sums.shape[1] - 1).bit_length()):
+        sums = sums + torch.nn.functional.pad(sums[:, : -(2**exponent)], (2**exponent, 0))
+    return sums
 
 
 def _along_rays(values: Tensor, samples: Samples) -> Tensor:

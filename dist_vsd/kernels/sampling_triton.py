@@ -13,7 +13,7 @@ from dist_vsd.kernels.packing import segments, strides
 
 CONSTANTS = {"BLOCK": 128, "FAR": FAR, "PARALLEL": PARALLEL}
 # Of each kernel: the types of its arguments and its constants, for compilation without a GPU.
-_RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32") | {"binaries": "*i1", "counts": "*i32"}
+_RAYS = dict.fromkeys(("origins", "directions", "offsets"), "*fp32") | {"binaries": "*u1", "counts": "*i32"}
 _SLOTS = {"stride": "*i32", "first": "*i32", "ray_out": "*i32", "t_out": "*fp32", "delta_out": "*fp32"}
 _CUBE = {"num_rays": "i32", "num_samples": "i32", "resolution": "i32", "bound": "fp32", "scale": "fp32"}
 SIGNATURES = {"count_kernel": (_RAYS | _CUBE, CONSTANTS), "write_kernel": (_RAYS | _SLOTS | _CUBE, CONSTANTS)}
@@ -126,7 +126,7 @@ def _stretch(ox, oy, oz, dx, dy, dz, bound, num_samples, FAR: tl.constexpr, PARA
     low_z, high_z = _slab(oz, dz, bound, FAR, PARALLEL)
     low = tl.maximum(tl.maximum(tl.maximum(low_x, low_y), low_z), 0.0)
     high = tl.minimum(tl.minimum(high_x, high_y), high_z)
-    step = tl.div_rn(tl.maximum(high - low, 0.0), num_samples.to(tl.float32))
+    step = tl.div_rn(tl.maximum(high - low, 0.0), num_samples * 1.0)
     return tl.where(step > 0, low, 0.0), step
 
 
