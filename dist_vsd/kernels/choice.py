@@ -29,7 +29,7 @@ def lacking(device: torch.device) -> str:
     At its first launch on a machine Triton compiles a few lines of C against Python's headers, with the machine's own compiler. Where
     that is not to be had plain torch serves, and the first render does not fail.
     """
-    if device.type not in ("cuda", "cpu"):
+    if device.type not in ("cuda", "cpu", "meta"):
         return f"triton serves CUDA, and CPUs in its interpreter, not {device}"
     if not has_triton():
         return "triton is not installed: pip install triton"
@@ -49,12 +49,12 @@ def implementation(device: torch.device) -> str:
     """Return which implementation serves a device.
 
     ``triton`` on CUDA where it lacks nothing, ``torch`` elsewhere; the environment variable DIST_VSD_KERNELS has the last word. Asked for
-    on a CPU, Triton's kernels run in its interpreter: right numbers, very slowly.
+    on a CPU, Triton's kernels run in its interpreter: right numbers, very slowly. The meta device stands for a GPU: nothing is computed.
 
     Raises:
         ValueError: the variable asks for what there is not.
     """
-    asked = os.environ.get(VARIABLE) or ("triton" if device.type == "cuda" and not lacking(device) else "torch")
+    asked = os.environ.get(VARIABLE) or ("triton" if device.type in ("cuda", "meta") and not lacking(device) else "torch")
     if asked not in IMPLEMENTATIONS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(IMPLEMENTATIONS)}, got {asked!r}: change it, or unset it")
     if asked == "triton" and lacking(device):

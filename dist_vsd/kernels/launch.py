@@ -37,6 +37,8 @@ def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, num_warps: int =
         with torch.cuda.device(first.device):
             kernel[grid](*arguments, **constants, num_warps=num_warps, **OPTIONS)
         return
+    if first.is_meta:
+        return  # shapes alone: what a kernel is given and fills is there
     with _interpreted_globals(kernel.fn):
         _interpreted(kernel)[grid](*arguments, **constants)
 

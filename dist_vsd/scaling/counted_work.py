@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
@@ -88,5 +89,16 @@ class _ShapesAlone(TorchDispatchMode):
 @contextlib.contextmanager
 def shapes_alone() -> Iterator[None]:
     """Let what runs on the meta device go on where it reads a number: one for a scalar, zeros for a copy, all for nonzero()."""
-    with _ShapesAlone():
+    with _ShapesAlone(), _fused_adam_on_meta():
         yield
+
+
+@contextlib.contextmanager
+def _fused_adam_on_meta() -> Iterator[None]:
+    """Let fused Adam step there: torch knows the shapes of its kernel, but does not name the device among those that it serves."""
+    check = adam._device_dtype_check_for_fused
+    adam._device_dtype_check_for_fused = lambda *_arguments, **_options: None
+    try:
+        yield
+    finally:
+        adam._device_dtype_check_for_fused = check
