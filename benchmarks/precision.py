@@ -228,7 +228,7 @@ def plot(record: dict[str, Any], file: Path) -> None:
         axes.set_xlabel("t")
         axes.set_title(titles[name], fontsize=10)
     panels[0][0].set_ylabel("relative error of the VSD gradient")
-    panels[0][0].legend(fontsize=8)
+    panels[0][-1].legend(fontsize=8, loc="center")
     figure.suptitle(f"{record['machine']}, torch {record['torch']}, commit {record['commit']}", fontsize=8)
     figure.savefig(file, dpi=110)
 
@@ -239,13 +239,14 @@ def main() -> None:
     parser.add_argument("--latent-size", type=int, default=32, help="of the random weights' question; Stable Diffusion's own is 64")
     parser.add_argument("--out", type=Path, help="folder for both files instead of benchmarks/results and docs")
     parsed = parser.parse_args()
+    commit = commit_of_package()  # of the code that was loaded, whatever is checked out meanwhile
     rows, means = {}, []
     if parsed.only != "random":
         rows["embedded"], means = of_embedded()
     if parsed.only != "embedded":
         rows["random"] = of_random(parsed.latent_size)
     record = {
-        "commit": commit_of_package(),
+        "commit": commit,
         "machine": describe_machine(Places.of_this_machine(torch.cuda.device_count())),
         "torch": torch.__version__,
         "guidance_scale": GUIDANCE,

@@ -10,6 +10,7 @@ import contextlib
 import resource
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -39,7 +40,19 @@ def peak_memory_mib(device: torch.device) -> float:
     """Return the most memory so far: allocated on the accelerator, or resident in main memory on a CPU."""
     if is_accelerator(device):
         return torch.get_device_module(device).max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status")
+    rows = status.read_text().splitlines() if status.exists() else []
+    peaks = [int(row.split()[1]) for row in rows if row.startswith("VmHWM:")]
+    return (peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**10
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin the peak of peak_memory_mib anew; of main memory where the system can (Linux)."""
+    if is_accelerator(device):
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
 
 
 def brought_together(tensors: Mapping[Name, Tensor], device: torch.device) -> dict[Name, Tensor]:

@@ -37,7 +37,7 @@ class DenoisingUnet(nn.Module):
     def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving, takes_projected: bool = True) -> None:
         super().__init__()
         self.unet, self.process = unet, process
-        self._text_projections = TextProjections(unet) if takes_projected else None
+        self.takes_projected, self._text_projections = takes_projected, TextProjections(unet)
 
     @property
     def time_embedding(self) -> nn.Module:
@@ -67,11 +67,10 @@ class DenoisingUnet(nn.Module):
 
     def projected(self, y: Text) -> Text:
         """Return texts with the keys and values that this network makes of them."""
-        assert self._text_projections is not None
         return dataclasses.replace(y, projected=self._text_projections.of(y.tokens.to(self.unet.dtype)))
 
     def _given(self, y: Text) -> contextlib.AbstractContextManager[None]:
-        if self._text_projections is None or y.projected is None:
+        if not self.takes_projected or y.projected is None:
             return contextlib.nullcontext()
         return self._text_projections.given(y.projected.to(self.unet.dtype))
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.fx.experimental import _config as fx_config
 from torch.optim import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -76,11 +77,9 @@ class _ShapesAlone(TorchDispatchMode):
         first = args[0] if args else None
         if isinstance(first, Tensor) and first.is_meta:
             if func is aten._local_scalar_dense.default:
-                return first.dtype.is_floating_point and 1.0 or 1
+                return 1.0 if first.dtype.is_floating_point else 1
             if func is aten.equal.default:
                 return True
-            if func is aten.nonzero.default:
-                return first.new_empty(first.numel(), first.ndim, dtype=torch.int64)
             if func is aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu":
                 return torch.zeros(first.shape, dtype=kwargs.get("dtype") or first.dtype)
         return func(*args, **kwargs)
@@ -89,7 +88,7 @@ class _ShapesAlone(TorchDispatchMode):
 @contextlib.contextmanager
 def shapes_alone() -> Iterator[None]:
     """Let what runs on the meta device go on where it reads a number: one for a scalar, zeros for a copy, all for nonzero()."""
-    with _ShapesAlone(), _fused_adam_on_meta():
+    with _ShapesAlone(), fx_config.patch(meta_nonzero_assume_all_nonzero=True), _fused_adam_on_meta():
         yield
 
 

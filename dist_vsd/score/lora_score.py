@@ -24,6 +24,9 @@ class LoraScore(nn.Module):
     phi never changes the prior: the adapters are on inside a call of eps_phi alone, so that whoever asks the network otherwise asks
     the pretrained model. While the LoRA's up matrices and the camera embedding's last layer are zero, eps_phi equals it to the bit.
 
+    Attributes:
+        casts_once: whether LoRA computes in the precision of a bf16 or fp16 network, its matrices cast once a pass; else in fp32.
+
     Args:
         network: the prior's, or one of its own; LoRA layers are injected in place, its weights stay frozen.
         config: rank and alpha of the LoRA, kind of the pose.
@@ -32,7 +35,7 @@ class LoraScore(nn.Module):
 
     def __init__(self, network: Network, config: ScoreConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.process = network.process
+        self.process, self.casts_once = network.process, True
         lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(network.adapted))
         self.network = inject_adapter_in_model(lora, network, adapter_name=ADAPTER)
         self._adapted = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
@@ -61,7 +64,7 @@ class LoraScore(nn.Module):
         """Give the layers their matrices in the network's precision for one pass; not under ZeRO 3, which shards them."""
         pairs = [(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in self._adapted]
         dtype = self._adapted[0].get_base_layer().weight.dtype
-        if dtype == pairs[0][0].dtype or hasattr(pairs[0][0], "ds_id"):
+        if not self.casts_once or dtype == pairs[0][0].dtype or hasattr(pairs[0][0], "ds_id"):
             return
         casts = CastOnce.apply(dtype, *(matrix for pair in pairs for matrix in pair))
         for layer, down, up in zip(self._adapted, casts[::2], casts[1::2], strict=True):
