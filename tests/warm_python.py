@@ -80,8 +80,13 @@ def folder():
 
 
 def python():
-    """Return the path of the warm Python."""
-    return str(folder() / "bin" / "python")
+    """Return the path of the warm Python; outside pytest, of Python."""
+    return str(folder() / "bin" / "python") if FOLDER in os.environ else sys.executable
+
+
+def on_path():
+    """Return an environment whose PATH begins with the warm python, accelerate and dist-vsd."""
+    return environment() | {"PATH": f"{Path(python()).parent}:{os.environ['PATH']}"}
 
 
 class Process:
