@@ -102,7 +102,9 @@ class Children:
 
 
 def variables_of_import(environ):
-    return {n: v for n, v in environ.items() if n.startswith(READ_AT_IMPORT) and n not in FREE}
+    """Return what the libraries read when they are imported, and where the package is found first."""
+    found = {n: v for n, v in environ.items() if n.startswith(READ_AT_IMPORT) and n not in FREE}
+    return found | {"PYTHONPATH": environ.get("PYTHONPATH", "").split(os.pathsep)[0]}
 
 
 def be_child(connection, before, added):
@@ -200,6 +202,7 @@ def be_of_its_own(environ):
     sys.stderr.reconfigure(line_buffering=True, write_through=is_unbuffered)
     threads = environ.get("OMP_NUM_THREADS")
     torch.set_num_threads(int(threads) if threads else len(os.sched_getaffinity(0)))
+    sys.path[1:1] = [path for path in environ["PYTHONPATH"].split(os.pathsep) if path not in sys.path]
     random.seed()
     numpy.random.seed()  # noqa: NPY002  (what libraries draw from)
 
@@ -214,10 +217,14 @@ def parent_of(process):
 
 def run(words):
     """Do what `python WORDS` does."""
-    if words[0] == "-u":
-        sys.stdout.reconfigure(write_through=True)
+    while words[0] in ("-u", "-B"):
+        if words[0] == "-u":
+            sys.stdout.reconfigure(write_through=True)
         words = words[1:]
-    if words[0] == "-m":
+    if words[0] == "-c":  # of multiprocessing
+        sys.argv, sys.path[0] = ["-c", *words[2:]], ""
+        exec(words[1], {"__name__": "__main__"})
+    elif words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:

@@ -11,15 +11,18 @@ import marshal
 import posix
 import sys
 
+HEAVY = (["tests.faults"], ["dist_vsd.scaling.pinned"])
 LIGHT = ("sweep", "requeue")  # commands of dist_vsd that don't import torch, and whose place among processes matters
 PASSED_ON = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGABRT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM, signal.SIGTERM)
 
 
 def is_heavy(words):
-    """Say whether these words after `python` import the libraries: a command of dist_vsd, its tests' faults, a script of benchmarks/."""
-    words = [word for word in words if word != "-u"]
+    """Say whether these words after `python` import the libraries: a command of dist_vsd, a script of benchmarks/, a process of theirs."""
+    words = [word for word in words if word not in ("-u", "-B")]
+    if words[-1:] == ["--multiprocessing-fork"]:
+        return True
     if words[:1] == ["-m"]:
-        return words[1:2] == ["tests.faults"] or words[1:2] == ["dist_vsd"] and is_heavy_command(words[2:])
+        return words[1:2] in HEAVY or words[1:2] == ["dist_vsd"] and is_heavy_command(words[2:])
     script = words[0] if words else "-"
     if script.endswith("/dist-vsd"):
         return is_heavy_command(words[1:])
