@@ -182,6 +182,7 @@ def measured(tmp_path_factory):
     words = ["scaling", "--ranks", "1", "2", "--strong-particles", "0", "--num-updates", "5", "--num-warmup", "2", "--repeats", "1"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "executable", python())  # which it starts
+        patch.setenv("HF_HUB_OFFLINE", "1")
         assert run([*words, "--out", str(out), "--", *TINY_FIELD]) == 0
     assert (out / "scaling.png").exists() == (importlib.util.find_spec("matplotlib") is not None)
     return json.loads((out / "scaling.json").read_text())
