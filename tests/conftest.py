@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import warm_python
 from tests.runs import unavailable
 from tests.slurm_cluster import SlurmCluster, why_not
 
@@ -28,6 +29,17 @@ QUICK = {
     "kernels_waits", "layout", "metrics", "plan", "process", "radiance_field", "random", "run_directory", "scenes", "serialization",
     "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps", "window",
 }  # fmt: skip
+
+
+def pytest_configure(config):
+    """Make the place of the warm Python, one for all workers; it starts when a test first asks for it."""
+    if not hasattr(config, "workerinput"):
+        warm_python.make_folder()
+
+
+def pytest_unconfigure(config):
+    if not hasattr(config, "workerinput"):
+        warm_python.remove_folder()
 
 
 def pytest_collection_modifyitems(items):

@@ -29,3 +29,21 @@ import dist_vsd.training.loop  # noqa: F401
 import dist_vsd.training.state  # noqa: F401
 
 PIL.Image.init()  # imports a module for each format
+
+
+def warm_up():
+    """Do once what libraries do at their first use and keep: compile patterns, read sources for the help, map weights' names.
+
+    No gradients and no tokens: the threads of autograd and of tokenizers do not survive a fork.
+    """
+    from dist_vsd.commands.train_words import parse_words
+    from dist_vsd.priors.clip import ClipScorer
+    from dist_vsd.priors.table import load_prior
+    from dist_vsd.score.lora_score import LoraScore
+    from dist_vsd.score.score_config import ScoreConfig
+
+    state = torch.random.get_rng_state()
+    parse_words(["a green duck"])
+    ClipScorer.load()
+    LoraScore(load_prior("embedded").network, ScoreConfig(), torch.Generator())
+    torch.random.set_rng_state(state)

@@ -1,11 +1,11 @@
-"""Real ranks without their start-up: processes forked from one that has imported the libraries, with the launcher's variables.
+"""Real ranks without their start-up: processes forked from one that has imported the libraries (warm_python.py), with the launcher's
+variables.
 
 Importing torch, diffusers and deepspeed takes a process seconds, and the tests start hundreds. What the launcher itself does is
 shown by test_launch.py, test_distributed.py and test_rank_death.py, which start `accelerate launch` as users do.
 """
 
 import faulthandler
-import multiprocessing
 import os
 import pkgutil
 import signal
@@ -20,9 +20,7 @@ from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu
 from torch.distributed import TCPStore
 
 from tests.runs import ROOT, environment
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["tests.preloaded"])
+from tests.warm_python import Process
 
 
 def launch_words(config, num_ranks):
@@ -74,8 +72,7 @@ class Ranks:
         for rank, file in enumerate(self._outputs):
             variables = {"RANK": str(rank), "LOCAL_RANK": str(rank)} if num_ranks > 1 else {}
             words = ["train", *arguments, *(own or {}).get(rank, [])]
-            self.processes.append(SERVER.Process(target=_rank, args=(words, fault, extension, shared | variables, str(file))))
-            self.processes[rank].start()
+            self.processes.append(Process(rank_process, words, fault, extension, shared | variables, str(file)))
 
     def output(self, rank):
         """Return what a rank has printed so far."""
@@ -114,7 +111,7 @@ def run_ranks(arguments, num_ranks=1, config="cpu", fault=(), extension="", seco
     return max(map(abs, codes)), text
 
 
-def _rank(arguments, fault, extension, variables, output):
+def rank_process(arguments, fault, extension, variables, output):
     """Be a rank: its variables, its output, its exit code."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

@@ -39,8 +39,10 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-def start(arguments, num_ranks=1, config="cpu", fault=(), launch=(), **options):
+def start(arguments, num_ranks=1, config="cpu", fault=(), launch=(), cold=False, **options):
     """Start `dist-vsd train` as users do: alone, or on several ranks by accelerate.
+
+    The launcher is the real one; the processes that train have been told most of what they would import (warm_python.py).
 
     Args:
         arguments: of `train`.
@@ -48,8 +50,11 @@ def start(arguments, num_ranks=1, config="cpu", fault=(), launch=(), **options):
         config: of launch_configs/.
         fault: a fault of tests/faults.py and the rank that it strikes.
         launch: further flags of `accelerate launch`.
+        cold: also start those that train anew, import by import; where the end of the interpreter or a real death is the claim.
     """
-    command = [sys.executable]
+    from tests.warm_python import python
+
+    command = [sys.executable if cold else python()]
     if num_ranks > 1:
         command += ["-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch_configs" / f"{config}.yaml")]
         command += ["--num_processes", str(num_ranks), "--main_process_port", "0", *launch]

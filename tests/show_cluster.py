@@ -6,7 +6,6 @@ it prints where the results page is. It needs root, and installs Slurm if it mus
 
 import argparse
 import itertools
-import os
 import shlex
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from pathlib import Path
 from dist_vsd.sweep.manifest import read_sweep
 from dist_vsd.sweep.state import states_of
 from tests.guide import lines_of
-from tests.runs import ROOT, environment
+from tests.runs import ROOT
 from tests.slurm_cluster import SlurmCluster, why_not
+from tests.warm_python import on_path
 
 PROMPTS = ["a green duck", "a red car", "a blue mug", "a yellow house"]
-BIN = Path(sys.executable).parent
 
 
 def commands(chapters):
@@ -41,7 +40,7 @@ class Show:
 
     def __init__(self, slurm, folder, settings, prompts):
         self.slurm, self.folder, self.settings, self.prompts = slurm, Path(folder), settings, prompts
-        self.variables = slurm.environment | environment() | {"PATH": f"{BIN}:{os.environ['PATH']}", "COLUMNS": "120"}
+        self.variables = slurm.environment | on_path() | {"COLUMNS": "120"}
 
     def play(self, chapters):
         """Run all lines of the chapters, of which the last one is on a sweep; return the results page."""

@@ -26,6 +26,7 @@ from dist_vsd.scaling.measure import (
 )
 from dist_vsd.scaling.pinned import core_of
 from tests.runs import environment
+from tests.warm_python import python
 
 TINY_FIELD = ["--field.dense-grid.resolutions", "8", "16", "--field.num-samples", "8", "--field.occupancy-every", "2"]
 TWO_CORES = Places("core", ("0", "1"))
@@ -179,7 +180,10 @@ def measured(tmp_path_factory):
     """The record of a real smallest measurement: three runs, four processes."""
     out = tmp_path_factory.mktemp("bench")
     words = ["scaling", "--ranks", "1", "2", "--strong-particles", "0", "--num-updates", "5", "--num-warmup", "2", "--repeats", "1"]
-    assert run([*words, "--out", str(out), "--", *TINY_FIELD]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "executable", python())  # which it starts
+        patch.setenv("HF_HUB_OFFLINE", "1")
+        assert run([*words, "--out", str(out), "--", *TINY_FIELD]) == 0
     assert (out / "scaling.png").exists() == (importlib.util.find_spec("matplotlib") is not None)
     return json.loads((out / "scaling.json").read_text())
 

@@ -1,13 +1,12 @@
 """benchmarks/compare.py: the comparison of all objectives, in small, by the script that makes the README's tables."""
 
 import json
-import os
 import subprocess
-import sys
 
 import pytest
 
-from tests.runs import ROOT
+from tests.runs import ROOT, environment
+from tests.warm_python import python
 
 METHODS = {"denoising 7.5", "clip", "sds 7.5", "sds 30", "sds 100", "vsd 7.5"}
 
@@ -20,8 +19,7 @@ def compared(tmp_path_factory):
     def compare():
         words = ["benchmarks/compare.py", "--scale", "tiny", "--jobs", "1", "--out", str(folder)]
         words += ["--parts", "objects", "equal_time", "variety"]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        return subprocess.run([sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+        return subprocess.run([python(), *words], cwd=ROOT, env=environment(), capture_output=True, text=True, check=True).stdout
 
     return compare, compare(), folder
 

@@ -54,6 +54,8 @@ def test_fingerprint_sees_a_single_bit():
 
 
 def test_what_aborts_in_pythons_teardown_does_not_fail_a_run_that_is_done(tmp_path):
-    code, output = train(["a green duck", *TINY, "--run-dir", str(tmp_path / "run")], num_ranks=2, fault=("teardown_aborts", "1"))
+    """Processes of their own from their start to their teardown."""
+    arguments = ["a green duck", *TINY, "--run-dir", str(tmp_path / "run")]
+    code, output = train(arguments, num_ranks=2, fault=("teardown_aborts", "1"), cold=True)
     assert code == 0, output
     assert "done in" in output

@@ -23,9 +23,10 @@ from dist_vsd.commands.prior import TrainArguments as RecipeArguments
 from dist_vsd.commands.train_words import parse_words as parse_train
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
 from tests.guide import PAGES, anchors_of, blocks_of, lines_of, tokens_of
-from tests.ranks import SERVER, run_ranks
+from tests.ranks import run_ranks
 from tests.runs import ROOT, SMALL, environment
 from tests.show_cluster import commands as commands_of_the_cluster
+from tests.warm_python import Process
 
 EMBEDDED = ["--num-updates", "2", "--checkpoint-every", "2", "--log-every", "1", "--render-size", "16", "--no-turntables"]
 EMBEDDED += ["--field.num-samples", "8", "--field.dense-grid.resolutions", "8", "--wandb.mode", "disabled"]
@@ -65,8 +66,7 @@ def run(words, folder, tmp_path):
     """Run `dist-vsd` in a forked process; return its exit code and output."""
     output = tmp_path / "output"
     output.unlink(missing_ok=True)
-    process = SERVER.Process(target=_command, args=(words, str(folder), environment(), str(output)))
-    process.start()
+    process = Process(command_process, words, str(folder), environment(), str(output))
     process.join(600)
     if process.exitcode is None:
         process.kill()
@@ -74,7 +74,7 @@ def run(words, folder, tmp_path):
     return process.exitcode, output.read_text()
 
 
-def _command(words, folder, variables, output):
+def command_process(words, folder, variables, output):
     """Be `dist-vsd`."""
     file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)

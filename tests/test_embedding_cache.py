@@ -1,6 +1,5 @@
 """priors/embedding_cache.py through embed_texts(): a text is embedded once, whoever asks, and never wrongly."""
 
-import concurrent.futures
 import hashlib
 import os
 import re
@@ -15,8 +14,8 @@ from dist_vsd.priors import embedding_cache, prompts, text_encoder
 from dist_vsd.priors.embedding_cache import file_digest
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.text_encoder import embed_texts
-from tests.ranks import SERVER
 from tests.tiny_pipelines import build_pipeline
+from tests.warm_python import Process
 
 TEXTS = ["a green duck", "a red car, side view", ""]
 
@@ -148,16 +147,19 @@ def test_a_cache_that_can_not_be_written_is_no_error(folders, loads, tmp_path, m
     assert len(loads) == 2
 
 
-def digest_of_embeddings(folder, cache):
+def write_digest_of_embeddings(folder, cache, file):
     """Embed texts in a process of its own."""
     os.environ["DIST_VSD_CACHE"] = cache
-    return hashlib.sha256(embed_texts(find_pipeline(folder), TEXTS).tokens.numpy().tobytes()).hexdigest()
+    Path(file).write_text(hashlib.sha256(embed_texts(find_pipeline(folder), TEXTS).tokens.numpy().tobytes()).hexdigest())
 
 
-def test_several_processes_that_start_at_once_get_the_same_and_leave_whole_entries_alone(folders, cache):
-    with concurrent.futures.ProcessPoolExecutor(3, SERVER) as pool:
-        digests = list(pool.map(digest_of_embeddings, [str(folders / "sd1")] * 3, [str(cache)] * 3))
-    assert len(set(digests)) == 1
+def test_several_processes_that_start_at_once_get_the_same_and_leave_whole_entries_alone(folders, cache, tmp_path):
+    files = [tmp_path / f"digest_{number}" for number in range(3)]
+    processes = [Process(write_digest_of_embeddings, str(folders / "sd1"), str(cache), str(file)) for file in files]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert len({file.read_text() for file in files}) == 1
     assert len(entries(cache)) == len(TEXTS)
     assert [file for file in cache.rglob("*") if file.is_file() and file.suffix not in (".safetensors", "")] == []
 

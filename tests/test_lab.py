@@ -19,6 +19,7 @@ from dist_vsd.lab.pictures import color_of, representatives
 from dist_vsd.lab.settings import Variant
 from dist_vsd.runs.stop_request import STOP_SIGNALS
 from tests.runs import environment
+from tests.warm_python import python
 
 SMALL = ["--num-particles", "12", "--num-updates", "6", "--no-pictures"]
 FULL = """components:
@@ -108,7 +109,7 @@ def test_finished_runs_are_not_run_again_and_damaged_ones_are(capfd):
 
 def test_a_stopped_comparison_goes_on_with_the_run_that_was_not_finished():
     words = ["lab", "--methods", "denoising", "sds", "--num-particles", "64", "--num-updates", "4000", "--no-pictures"]
-    process = subprocess.Popen([sys.executable, "-m", "dist_vsd", *words], env=environment(), stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([python(), "-m", "dist_vsd", *words], env=environment(), stderr=subprocess.PIPE, text=True)
     unfinished = Path("lab/runs/four_gaussians-denoising-seed0/metrics.jsonl")
     begin = time.monotonic()
     while not unfinished.exists() and time.monotonic() - begin < 60:

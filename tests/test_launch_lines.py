@@ -18,6 +18,7 @@ from accelerate.commands.launch import launch_command_parser
 from tests.guide import lines_of_head
 from tests.ranks import run_ranks
 from tests.runs import HUB_PRIOR, ROOT, SMALL, TINY, checkpoint, environment, finish, free_port
+from tests.warm_python import python
 
 CONFIGS = {file.stem: file for file in sorted((ROOT / "launch_configs").glob("*.yaml"))}
 FOR_CPUS = {name: line for name, file in CONFIGS.items() for line in lines_of_head(file) if line.variables}  # OMP_NUM_THREADS=1 ...
@@ -39,10 +40,10 @@ def words_of(line, launch=(), prior=""):
     return [*words[:module], *launch, *words[module:train]], words[train + 1 :]
 
 
-def start(line, flags, launch=(), prior=""):
-    """Start a line by `accelerate launch`, with further flags of `train` and of the launcher."""
+def start(line, flags, launch=(), prior="", cold=False):
+    """Start a line by `accelerate launch`, with further flags of `train` and of the launcher; ``cold`` as in runs.py."""
     own, words = words_of(line, launch, prior)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *own, "train", *words, *flags]
+    command = [sys.executable if cold else python(), "-m", "accelerate.commands.launch", *own, "train", *words, *flags]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     return subprocess.Popen(command, env=environment() | line.variables, cwd=ROOT, **pipes)
 
@@ -92,7 +93,8 @@ def test_two_cpu_ranks_start_as_the_head_says_and_make_the_same_phi(name, tmp_pa
     pytest.importorskip("deepspeed")
     line, flags = FOR_CPUS[name], [*SHORT, "--run-dir", str(tmp_path / "run")]
     launched = name == "deepspeed_zero3"  # the others' files say nothing else to the launcher itself
-    code, output = finish(start(line, flags, ["--main_process_port", "0"])) if launched else fork(line, flags)
+    # Here ranks import DeepSpeed anew, and say what they say then.
+    code, output = finish(start(line, flags, ["--main_process_port", "0"], cold=True)) if launched else fork(line, flags)
     assert code == 0, output
     assert "DeepSpeed" not in output, "its chatter is kept off the terminal"
     phi = checkpoint(tmp_path / "run", 2)

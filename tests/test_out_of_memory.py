@@ -4,7 +4,6 @@ import json
 import re
 import resource
 import subprocess
-import sys
 
 import numpy as np
 import psutil
@@ -23,6 +22,7 @@ from dist_vsd.scaling.fit import Needs, PeakBytes, RenderBytes, SizeFlag, larges
 from dist_vsd.scaling.memory import GIB, MIB, Memory, cgroup_limits, telling_out_of_memory
 from tests.ranks import run_ranks
 from tests.runs import TINY, environment
+from tests.warm_python import python
 
 ENOUGH = Memory(total=100 * GIB, free=50 * GIB, where="main memory")
 PICTURES = ["--representation", "image", "--image.resolution", "8", "--objective", "sds", "--no-turntables", "--wandb.mode", "disabled"]
@@ -34,7 +34,7 @@ def run_within(num_bytes, *words):
     def limit():
         resource.setrlimit(resource.RLIMIT_AS, (num_bytes, num_bytes))
 
-    command = [sys.executable, "-m", "dist_vsd", *map(str, words)]
+    command = [python(), "-m", "dist_vsd", *map(str, words)]
     return subprocess.run(command, env=environment(), preexec_fn=limit, capture_output=True, text=True, timeout=300)
 
 

@@ -1,4 +1,8 @@
-"""Ranks that die or are asked to stop: the others end with a reason, finished checkpoints stay, the job goes on."""
+"""Ranks that die or are asked to stop: the others end with a reason, finished checkpoints stay, the job goes on.
+
+The first test starts every process anew. In the others the launcher and what it sees of its ranks are real, and what a rank imports was
+imported before (warm_python.py): a kill of the rank is a kill of the process that trains for it.
+"""
 
 import contextlib
 import json
@@ -73,7 +77,7 @@ def _impatient(monkeypatch):
 
 def test_when_a_rank_is_killed_the_others_end_within_a_minute_and_say_why(tmp_path):
     folder = tmp_path / "run"
-    process = start([*ENDLESS, "--run-dir", str(folder)], num_ranks=2)
+    process = start([*ENDLESS, "--run-dir", str(folder)], num_ranks=2, cold=True)
     wait_until(lambda: updates_logged(folder) >= 5, process)
     begin = time.monotonic()
     os.kill(ranks_of(process)[1], signal.SIGKILL)

@@ -1,26 +1,27 @@
-"""slurm/*.sbatch on a real Slurm: jobs that end, are preempted, run out of time, lose their node, or get nowhere."""
+"""slurm/*.sbatch on a real Slurm: jobs that end, are preempted, run out of time, lose their node, or get nowhere.
+
+Of what a job runs, `accelerate launch`, `dist-vsd sweep run` and `dist-vsd requeue` are the real ones; a rank, once started, goes on in a
+process on its node that has imported the libraries before (warm_python.py): signals and kills reach it, and it dies with its node.
+"""
 
 import json
-import os
 import re
 import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from tests.guide import lines_of, lines_of_head
 from tests.ranks import run_ranks
-from tests.runs import HUB_PRIOR, ROOT, SMALL, TINY, checkpoint, environment
+from tests.runs import HUB_PRIOR, ROOT, SMALL, TINY, checkpoint
 from tests.show_cluster import Show
+from tests.warm_python import on_path, python
 
 SHORT = ["a green duck", "--num-particles", "2", *TINY]
 ENDLESS = [*SHORT, "--num-updates", "100000"]
 # The guide's two lines for one run; its chapter on many is played whole, below.
 ON_ONE_NODE, ON_TWO_NODES = (line.words for line in lines_of(ROOT / "docs" / "slurm.md", "One run"))
 # Two null devices are a node's GPUs: torch sees none, and the ranks meet on gloo.
-ON_PATH = environment() | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 STUCK = """#!/bin/bash
 mkdir -p stuck/checkpoints/update_00000005
 echo '{"exit_code": 75, "update": 5, "attempt": "'"$SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0}"'"}' > stuck/outcome.json
@@ -37,7 +38,7 @@ def submit_line(slurm, folder, words, run, flags):
     """Submit a run by the words of an sbatch line, for nodes of two GPUs, with further flags of `train`; return the job's id."""
     sbatch, *rest = words
     assert sbatch == "sbatch"
-    return slurm.sbatch("--output=%j.log", "--gpus-per-node=2", *rest, *flags, "--run-dir", run, cwd=folder, environment=ON_PATH)
+    return slurm.sbatch("--output=%j.log", "--gpus-per-node=2", *rest, *flags, "--run-dir", run, cwd=folder, environment=on_path())
 
 
 def submit_head(slurm, folder, script, run, prior):
@@ -76,7 +77,7 @@ def folder(tmp_path_factory):
 def slow_jobs(slurm, folder):
     """Jobs that mostly wait; they begin before the other tests do."""
     (folder / "stuck.sbatch").write_text(STUCK)
-    stuck = slurm.sbatch("--output=%j.log", "--requeue", "--open-mode=append", folder / "stuck.sbatch", cwd=folder, environment=ON_PATH)
+    stuck = slurm.sbatch("--output=%j.log", "--requeue", "--open-mode=append", folder / "stuck.sbatch", cwd=folder, environment=on_path())
     out_of_time = submit(slurm, folder, "train.sbatch", "timed", *ENDLESS, options=["--time=2", "--signal=B:USR1@90", "--gpus-per-node=1"])
     return {"stuck": stuck, "out of time": out_of_time}
 
@@ -167,7 +168,7 @@ def test_a_job_that_makes_no_progress_in_three_starts_is_requeued_no_more(slurm,
 
 def test_a_partition_that_does_not_exist_is_refused_in_one_line_and_nothing_is_submitted(slurm, folder):
     (folder / "p.txt").write_text("a green duck\n")
-    variables = slurm.environment | ON_PATH
+    variables = slurm.environment | on_path()
 
     def dist_vsd(*words):
         return subprocess.run(["dist-vsd", "sweep", *words], cwd=folder, env=variables, capture_output=True, text=True)
@@ -182,11 +183,11 @@ def test_a_partition_that_does_not_exist_is_refused_in_one_line_and_nothing_is_s
 
 def test_the_lines_in_the_arrays_head_run(slurm, folder):
     """A sweep of one run in the place of eight; the head's sbatch line then starts it again, and finds it done."""
-    variables = slurm.environment | ON_PATH
+    variables = slurm.environment | on_path()
     (folder / "one.txt").write_text("a green duck\n")
     small = ["--set", "num_updates=1", "--set", "turntables=false", "--set", "field.dense_grid.resolutions=[8,16]"]
     subprocess.run(["dist-vsd", "sweep", "plan", "one.txt", *small], cwd=folder, env=variables, check=True, capture_output=True)
-    replaced = {"SWEEP_DIR": "sweeps/one", "path/to/python": sys.executable, "--array=0-7%4": "--array=0-0%4"}
+    replaced = {"SWEEP_DIR": "sweeps/one", "path/to/python": python(), "--array=0-7%4": "--array=0-0%4"}
     submitting, sbatch = lines_of_head(ROOT / "slurm" / "sweep_array.sbatch")
     for line, jobs_end in ((submitting, "done"), (sbatch, "done already")):
         words = [replaced.get(word, word.replace("SWEEP_DIR", "sweeps/one")) for word in line.words]

@@ -23,6 +23,7 @@ from dist_vsd.sweep.manifest import PlannedRun, Sweep, SweepSettings, read_sweep
 from dist_vsd.sweep.state import states_of
 from dist_vsd.sweep.submissions import SLURM, Submission, next_file, read_submissions, write_submission
 from tests.runs import environment
+from tests.warm_python import python
 
 TINY = {
     "num_updates": 4, "checkpoint_every": 4, "log_every": 1, "preview_every": 100000, "turntables": False,
@@ -59,7 +60,7 @@ def start(*words, beats=None):
     constants = "" if beats is None else f"leases.BEAT_SECONDS, leases.DEAD_AFTER_SECONDS = {beats[0]}, {beats[1]}; "
     code = f"import sys; from dist_vsd.runs import lease as leases; {constants}from dist_vsd.cli import main; sys.exit(main(sys.argv[1:]))"
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": environment() | {"PYTHONUNBUFFERED": "1"}}
-    STARTED.append(subprocess.Popen([sys.executable, "-c", code, "sweep", *map(str, words)], **pipes))
+    STARTED.append(subprocess.Popen([python(), "-c", code, "sweep", *map(str, words)], **pipes))
     return STARTED[-1]
 
 
