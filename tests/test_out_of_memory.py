@@ -18,7 +18,8 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.errors import OutOfMemory, RunFailed, is_out_of_memory
 from dist_vsd.runs.outcome import read_outcome
 from dist_vsd.scaling.cost_model import Sizes
-from dist_vsd.scaling.fit import Needs, PeakBytes, RenderBytes, SizeFlag, largest, measure_render, one_particle
+from dist_vsd.scaling.counted_memory import CountedMemory
+from dist_vsd.scaling.fit import Needs, RenderBytes, SizeFlag, largest, measure_render, one_particle
 from dist_vsd.scaling.memory import GIB, MIB, Memory, cgroup_limits, telling_out_of_memory
 from tests.ranks import run_ranks
 from tests.runs import TINY, environment
@@ -176,14 +177,14 @@ def test_numpys_refusal_of_an_array_is_out_of_memory():
 
 
 def test_live_bytes_are_counted_at_their_peak():
-    with PeakBytes() as count:
+    with CountedMemory() as count:
         a = torch.zeros(1000)  # 4000
         b = a + 1  # 8000
         a.view(10, 100).add_(1)  # the same storage
         del a
         c = b.double()  # 4000 + 8000
         del b, c
-    assert (count.peak, count.now) == (12000, 0)
+    assert (count.peak_bytes, count.live_bytes) == (4096 + 8192, 0)  # blocks of 512 bytes
 
 
 def test_a_tiny_render_foretells_a_larger_one():
@@ -193,9 +194,9 @@ def test_a_tiny_render_foretells_a_larger_one():
     from dist_vsd.cameras import turntable
 
     cameras = turntable(1, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2)
-    with torch.no_grad(), PeakBytes() as count:
+    with torch.no_grad(), CountedMemory() as count:
         theta.render(cameras, 48)
-    assert line.at(48) == pytest.approx(count.peak, rel=0.05)  # the share of rays that miss the cube differs by the size
+    assert line.at(48) == pytest.approx(count.peak_bytes, rel=0.05)  # the share of rays that miss the cube differs by the size
 
 
 def needs_of(num_particles=4, world_size=1, **options):

@@ -107,7 +107,8 @@ def run_sample(arguments: list[str]) -> int:
     from dist_vsd.image_files import enlarge, tile, write_png
     from dist_vsd.priors.sampling import sample_images
     from dist_vsd.priors.table import load_prior
-    from dist_vsd.scaling.fit import PeakBytes, SizeFlag
+    from dist_vsd.scaling.counted_memory import CountedMemory
+    from dist_vsd.scaling.fit import SizeFlag
     from dist_vsd.scaling.memory import Memory, telling_out_of_memory
 
     device = best_device()
@@ -118,9 +119,9 @@ def run_sample(arguments: list[str]) -> int:
         return sample_images(prior, [parsed.prompt] * num_samples, num_steps, parsed.guidance_scale, seeds, parsed.sampler)
 
     def advice(memory: Memory) -> str:
-        with PeakBytes() as count:
+        with CountedMemory() as count:
             draw(1, 1)
-        return SizeFlag("--num-samples", parsed.num_samples, lambda number: number * count.peak).advice(memory)
+        return SizeFlag("--num-samples", parsed.num_samples, lambda number: number * count.peak_bytes).advice(memory)
 
     with telling_out_of_memory(memory, advice):
         prior = load_prior(parsed.prior, device)

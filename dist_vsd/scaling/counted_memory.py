@@ -25,7 +25,7 @@ class CountedMemory(TorchDispatchMode):
     between blocks.
 
     Args:
-        device: whose memory.
+        device: whose memory; None: that of all.
 
     Attributes:
         live_bytes: now.
@@ -34,9 +34,9 @@ class CountedMemory(TorchDispatchMode):
         peaks: the most in each stage.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
-        self._device_type = device.type
+        self._device_type = device.type if device is not None else ""
         self._known: set[int] = set()
         self.live_bytes = 0
         self.forget_peak()
@@ -49,7 +49,7 @@ class CountedMemory(TorchDispatchMode):
         """Carry an operation out and count what it made."""
         result = func(*args, **(kwargs or {}))
         for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and tensor.device.type == self._device_type:
+            if isinstance(tensor, Tensor) and self._device_type in ("", tensor.device.type):
                 self._count(tensor.untyped_storage())
         return result
 

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from dist_vsd.cameras import turntable
 from dist_vsd.config import RunConfig, flag
@@ -18,6 +15,7 @@ from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.errors import is_out_of_memory
 from dist_vsd.particles.particle import Particle
 from dist_vsd.scaling.cost_model import NUMBER_BYTES, Sizes, most_particles, most_renders, rank_memory_bytes
+from dist_vsd.scaling.counted_memory import CountedMemory
 from dist_vsd.scaling.memory import Memory, in_words
 
 if TYPE_CHECKING:
@@ -30,35 +28,6 @@ SPARED = 0.2  # of the free memory, for libraries, gaps between blocks, and an e
 # 64 to 256 pixels (resident memory; preset embedded, 2 to 8 particles on a CPU).
 WAY_BACK = 1.35
 CERTAINTY = 4  # an estimate of a render is right to within this factor: cameras and jitter differ
-
-
-class PeakBytes(TorchDispatchMode):
-    """Counts the bytes of all tensors that are made inside the ``with``, on any device.
-
-    Attributes:
-        now: bytes of those that live.
-        peak: the most so far.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
-
-    def __torch_dispatch__(self, function: Any, _types: Any, arguments: Any = (), options: Any = None) -> Any:
-        """Run an operation, and count the storages of its results that are new."""
-        results = function(*arguments, **(options or {}))
-        for tensor in tree_iter(results):
-            storage = tensor.untyped_storage() if isinstance(tensor, torch.Tensor) else None
-            if storage is not None and storage not in self._known:
-                self._known[storage] = None
-                weakref.finalize(storage, self._forget, storage.nbytes())
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-        return results
-
-    def _forget(self, num_bytes: int) -> None:
-        self.now -= num_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,9 +53,9 @@ def measure_render(theta: Particle, config: RunConfig, with_gradient: bool = Tru
     device, peaks = next(theta.parameters()).device, []
     cameras = turntable(1, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2).to(device)
     for size in TRIAL_SIZES:
-        with torch.set_grad_enabled(with_gradient), PeakBytes() as count:
+        with torch.set_grad_enabled(with_gradient), CountedMemory() as count:
             theta.render(cameras, size)
-        peaks.append(count.peak * (WAY_BACK if with_gradient else 1.0))
+        peaks.append(count.peak_bytes * (WAY_BACK if with_gradient else 1.0))
     small, large = (size**2 for size in TRIAL_SIZES)
     of_pixel = max(0.0, (peaks[1] - peaks[0]) / (large - small))
     return RenderBytes(max(0.0, peaks[0] - of_pixel * small), of_pixel)
@@ -231,9 +200,9 @@ def _encoder_bytes(state: TrainingState) -> float:
     if state.config.representation_row.is_latent or not state.objective.asks_prior:
         return 0.0
     image = torch.zeros(1, 3, TRIAL_SIZES[0], TRIAL_SIZES[0], device=state.prior.device, requires_grad=True)
-    with PeakBytes() as count:
+    with CountedMemory() as count:
         state.prior.encode(image)
-    return float(count.peak)
+    return float(count.peak_bytes)
 
 
 def require_fit(needs: Needs, memory: Memory) -> None:

@@ -17,6 +17,7 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.counted_work import CountedWork, shapes_alone
 from dist_vsd.scaling.peaks import Peaks
 from dist_vsd.training.state import TrainingState, build_state
+from dist_vsd.training.stopwatch import waiting_at_stages
 from dist_vsd.training.update import update
 
 STAGES = ("render", "scores", "backward", "phi")
@@ -67,11 +68,12 @@ def measure_way(way: Way, device: torch.device, num_updates: int, num_warmup: in
     for index in range(num_warmup + num_updates):
         synchronize(device)
         begin = time.perf_counter()
-        update(state, index, way.waits)
+        with waiting_at_stages(way.waits):
+            update(state, index)
         synchronize(device)
         seconds.append(time.perf_counter() - begin)
     peak = peak_memory_mib(device)
-    reports = [update(state, index + 1 + more, measure=True) for more in range(num_updates)]
+    by_stage = [update(state, index + 1 + more, measure=True).stopwatch.seconds() for more in range(num_updates)]
     with CountedWork() as work:
         update(state, index + 1 + num_updates)
     median = statistics.median(seconds[num_warmup:])
@@ -80,7 +82,7 @@ def measure_way(way: Way, device: torch.device, num_updates: int, num_warmup: in
         "seconds_per_update": median,
         "fastest_and_slowest": [min(seconds[num_warmup:]), max(seconds[num_warmup:])],
         "particle_updates_per_second": way.particles_per_update / median,
-        "stage_ms": {stage: 1e3 * statistics.median(report.seconds.get(stage, 0.0) for report in reports) for stage in STAGES},
+        "stage_ms": {stage: 1e3 * statistics.median(seconds.get(stage, 0.0) for seconds in by_stage) for stage in STAGES},
         "flop_per_second": flop / median,
         "share_of_matmul_peak": flop / median / peaks.matmul_flop_per_second,
         "share_of_copy_peak": num_bytes / median / peaks.copy_bytes_per_second,

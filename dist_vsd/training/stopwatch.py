@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from dist_vsd.device import is_accelerator, seconds_between, time_mark
+from dist_vsd.device import is_accelerator, seconds_between, synchronize, time_mark
 
 
 class Stopwatch:
@@ -21,6 +21,7 @@ class Stopwatch:
     """
 
     _going_on: ClassVar[list[str]] = []
+    _waits: ClassVar[bool] = False
 
     def __init__(self, device: torch.device, measures: bool) -> None:
         self._device, self._measures = device, measures or not is_accelerator(device)
@@ -36,6 +37,8 @@ class Stopwatch:
             yield
         finally:
             self._going_on.pop()
+        if self._waits:
+            synchronize(self._device)  # CPU-GPU sync
         if self._measures:
             self._marks.append((name, begin, time_mark(self._device)))
 
@@ -55,3 +58,13 @@ class Stopwatch:
         for name, begin, end in self._marks:
             total[name] += seconds_between(begin, end)
         return dict(total)
+
+
+@contextlib.contextmanager
+def waiting_at_stages(waits: bool) -> Iterator[None]:
+    """Have the host wait for the device at the end of each stage, as other implementations do at many places: for comparisons."""
+    before, Stopwatch._waits = Stopwatch._waits, waits
+    try:
+        yield
+    finally:
+        Stopwatch._waits = before
