@@ -8,7 +8,8 @@ import sys
 
 import pytest
 
-from dist_vsd.commands.bench import BUSY_CORES, run
+from dist_vsd.commands.bench import run
+from dist_vsd.commands.bench_output import BUSY_CORES
 from dist_vsd.errors import RunFailed
 from dist_vsd.scaling import measure
 from dist_vsd.scaling.efficiency import comparisons, efficiency, jobs_of, make_rows, weak_efficiency

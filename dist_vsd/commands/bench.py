@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import nearest_command, parse
-from dist_vsd.commands.bench_output import say, split_words, write_plot
+from dist_vsd.commands.bench_output import BUSY_CORES, busy_sentence, say, split_words, write_plot
 from dist_vsd.commands.bench_update import run_update
 from dist_vsd.config import flag
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset
@@ -56,7 +56,6 @@ OWN_FLAGS = {
     **dict.fromkeys(("--checkpoint-every", "--check-every", "--preview-every"), "nothing: its runs do that after the last update"),
 }
 RESULTS_FILE, PLOT_FILE = "scaling.json", "scaling.png"
-BUSY_CORES = 0.1  # more than that by other programs is worth a word
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -204,7 +203,7 @@ def show(record: dict[str, Any]) -> None:
         console.print(weak_sentence(num_ranks, weak), highlight=False)
     others = record["cores_used_by_other_programs"]
     if others is not None and others > BUSY_CORES:
-        console.print(f"other programs used {others:.1f} cores meanwhile: these figures are theirs too; measure on a quiet machine")
+        console.print(busy_sentence(others))
 
 
 def scaling_table(record: dict[str, Any]) -> Table:

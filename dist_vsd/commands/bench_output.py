@@ -7,6 +7,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+BUSY_CORES = 0.1  # more than that by other programs is worth a word
+
+
+def busy_sentence(others: float) -> str:
+    """Say that other programs kept so many cores busy."""
+    return f"other programs used {others:.1f} cores meanwhile: these figures are theirs too; measure on a quiet machine"
+
 
 def split_words(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
     """Divide the words at the first "--": bench's own, and those for train."""

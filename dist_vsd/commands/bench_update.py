@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import parse
-from dist_vsd.commands.bench_output import say, split_words, write_plot
+from dist_vsd.commands.bench_output import BUSY_CORES, busy_sentence, say, split_words, write_plot
 from dist_vsd.commands.train_words import parse_words
 from dist_vsd.config import PRECISIONS, RunConfig, flag, nearest
 from dist_vsd.priors.architecture_names import PREFIX, SIZES
@@ -217,6 +217,9 @@ def show(record: dict[str, Any]) -> None:
     for precision, peak in peaks.items():
         matmul, copy, where = peak["matmul_flop_per_second"], peak["copy_bytes_per_second"], record["gpu"] or record["machine"]
         print(f"this machine in {precision}: {matmul / 1e12:.3g} TFLOP/s in products, {copy / 1e9:.3g} GB/s in copies; {where}")
+    others = record["cores_used_by_other_programs"]
+    if peaks and others is not None and others > BUSY_CORES:
+        print(busy_sentence(others))
     for note in {note: None for row in rows for note in row["notes"]}:
         print(f"note: {note}")
     for difference in record["differs_from_the_originals"]:
