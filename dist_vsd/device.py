@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import contextlib
 import resource
-from collections.abc import Iterator
-from typing import Any
+import time
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+
+Name = TypeVar("Name", bound=Hashable)
+ALIGNMENT = 16  # bytes: of every type of numbers
 
 
 def best_device() -> torch.device:
@@ -35,7 +40,79 @@ def peak_memory_mib(device: torch.device) -> float:
     """Return the most memory so far: allocated on the accelerator, or resident in main memory on a CPU."""
     if is_accelerator(device):
         return torch.get_device_module(device).max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    status = Path("/proc/self/status")
+    rows = status.read_text().splitlines() if status.exists() else []
+    peaks = [int(row.split()[1]) for row in rows if row.startswith("VmHWM:")]
+    return (peaks[0] if peaks else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 2**10
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin the peak of peak_memory_mib anew; of main memory where the system can (Linux)."""
+    if is_accelerator(device):
+        torch.get_device_module(device).reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM
+
+
+def brought_together(tensors: Mapping[Name, Tensor], device: torch.device) -> dict[Name, Tensor]:
+    """Bring tensors of the host to a device in one copy, from pinned memory; on a CPU they are returned as they are.
+
+    Args:
+        tensors: by name, of any shapes and types.
+        device: to bring them to.
+
+    Returns:
+        The same tensors there, views of one block of memory.
+    """
+    if not is_accelerator(device):
+        return {name: tensor.to(device) for name, tensor in tensors.items()}  # of the meta device: shapes alone
+    places, end = {}, 0
+    for name, tensor in tensors.items():
+        places[name], end = end, end + -(-tensor.nbytes // ALIGNMENT) * ALIGNMENT
+    freight = torch.empty(end, dtype=torch.uint8, pin_memory=True)
+    for name, tensor in tensors.items():
+        _part(freight, places[name], tensor).copy_(tensor)
+    arrived = freight.to(device, non_blocking=True)  # the allocator of pinned memory keeps its block until the copy is done
+    return {name: _part(arrived, places[name], tensor) for name, tensor in tensors.items()}
+
+
+def _part(block: Tensor, first: int, like: Tensor) -> Tensor:
+    """Return the part of a block of bytes that holds a tensor."""
+    return block[first : first + like.nbytes].view(like.dtype).view(like.shape)
+
+
+def read_together(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Bring tensors of numbers to the host in one copy, for which the host waits once (a CPU-GPU sync).
+
+    Args:
+        tensors: of one device, of any shapes and types; read as fp64.
+
+    Returns:
+        The same numbers on the CPU, fp64.
+    """
+    if not tensors:
+        return []
+    numbers = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]).cpu()
+    return [part.view(tensor.shape) for part, tensor in zip(numbers.split([t.numel() for t in tensors]), tensors, strict=True)]
+
+
+def time_mark(device: torch.device) -> Any:
+    """Mark a moment of the device's work, without waiting for it; see ``seconds_between``."""
+    if not is_accelerator(device):
+        return time.perf_counter()
+    module = torch.get_device_module(device)
+    mark = module.Event(enable_timing=True)
+    mark.record(module.current_stream(device))
+    return mark
+
+
+def seconds_between(begin: Any, end: Any) -> float:
+    """Return the seconds between two marks of one device, which must have come to the second (a CPU-GPU sync, if it has not)."""
+    if isinstance(begin, float):
+        return end - begin
+    end.synchronize()
+    return begin.elapsed_time(end) / 1000.0
 
 
 class SideStream:

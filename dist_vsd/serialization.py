@@ -1,11 +1,10 @@
-"""Tensors on disk: safetensors only, written beside and renamed into place, and optimizer states as flat tensors."""
+"""Tensors on disk: safetensors only, written beside and renamed into place."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -42,26 +41,3 @@ def read_tensors(file: Path) -> dict[str, Tensor]:
         return load_file(file)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{file} can't be read as safetensors ({error}): restore or remove it") from error
-
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str]) -> dict[str, Tensor]:
-    """Flatten an Adam-like optimizer's state to ``<parameter name>/<key>`` tensors.
-
-    Args:
-        optimizer: whose states are tensors (``step``, ``exp_avg``, ``exp_avg_sq``).
-        names: a name for every optimised parameter.
-    """
-    return {f"{names[p]}/{key}": torch.as_tensor(value) for p, state in optimizer.state.items() for key, value in state.items()}
-
-
-def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor, str], tensors: dict[str, Tensor]) -> None:
-    """Put tensors from optimizer_tensors back, to the bit; parameters without any keep an empty state."""
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            prefix = names[parameter] + "/"
-            saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            if saved:
-                optimizer.state[parameter] = {
-                    key: value.clone() if key == "step" else value.to(parameter.device, torch.float32).clone()
-                    for key, value in saved.items()
-                }

@@ -51,10 +51,10 @@ def phi_loss_is_nan(here):
     """Spoil phi's loss of one update."""
     from dist_vsd.training import update as module
 
-    def spoilt(state, phi, work, batches, index, *rest, original=module.update_phi):
+    def spoilt(state, work, batches, draws, index, *rest, original=module.update_phi):
         if here and index == UPDATE:
             batches = [dataclasses.replace(batch, weight=batch.weight * float("nan")) for batch in batches]
-        return original(state, phi, work, batches, index, *rest)
+        return original(state, work, batches, draws, index, *rest)
 
     module.update_phi = spoilt
 
@@ -95,26 +95,26 @@ def grid_is_refreshed_otherwise(here):
 
 def phi_overflows(here):
     """Let phi's loss of one rank pass through fp16, amplified, in a run that scales its loss as in fp16; every rank tells its scale."""
-    from dist_vsd.training import phi_step
+    from dist_vsd.training.phi import step
     from dist_vsd.training.phi.loss_scale import FP16_START, LossScale
 
-    def loss(*arguments, original=phi_step.phi_loss):
+    def loss(*arguments, original=step.phi_loss):
         # Of two renders on two ranks, the gradient in fp16 is 200 times the scale: above 65,504 it overflows.
         plain = original(*arguments)
         return 200 * (plain / 200).half().float() if here else plain
 
-    def update(self, took_step, original=LossScale.update):
-        original(self, took_step)
-        print(f"rank {os.environ.get('RANK', '0')}: step {took_step}, scale {self.value:g}", flush=True)
+    def update(self, is_bad, original=LossScale.update):
+        original(self, is_bad)
+        print(f"rank {os.environ.get('RANK', '0')}: step {not is_bad}, scale {self.value:g}", flush=True)
 
-    phi_step.phi_loss = loss
-    LossScale.of = staticmethod(lambda _precision: LossScale(FP16_START))
+    step.phi_loss = loss
+    LossScale.of = staticmethod(lambda _precision, _device: LossScale(FP16_START))
     LossScale.update = update
 
 
 def no_reduction(_here):
     """Leave out the reduction of phi's gradient, on all ranks: the mistake that public LoRA trainers made."""
-    from dist_vsd.training import phi
+    from dist_vsd.training.phi import trainers
 
     def accumulate(self, loss_of, renders, _is_last):
         with self._ddp.no_sync():
@@ -122,7 +122,7 @@ def no_reduction(_here):
             (loss * self._world_size).backward()
         return loss.detach()
 
-    phi.DataParallelPhi.accumulate = accumulate
+    trainers.DataParallelPhi.accumulate = accumulate
 
 
 def fp16_passes_on_a_cpu(_here):

@@ -8,6 +8,7 @@ as torch's private backend, by torch's own means for backends written in Python,
 import collections
 import contextlib
 import dataclasses
+import time
 import traceback
 
 import torch
@@ -77,6 +78,23 @@ class Stream:
         record.waits[line()] += 1
 
 
+class Event:
+    """A mark in a queue of the device."""
+
+    def __init__(self, device=None, enable_timing=False):
+        self.time = None
+
+    def record(self, stream=None):
+        record.order.append((stream.name, "time"))
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        """Wait for it. Who has waited for the device since it was recorded, as by reading a figure, waits no more."""
+
+    def elapsed_time(self, other):
+        return 1000 * (other.time - self.time)
+
+
 class Module:
     """torch.paper: what torch and device.py ask of a backend's module."""
 
@@ -110,7 +128,7 @@ class Module:
     def get_amp_supported_dtype(self):
         return [torch.float16, torch.bfloat16]
 
-    Stream = Stream
+    Stream, Event = Stream, Event
 
     def current_stream(self, device=None):
         return self._current
@@ -204,7 +222,8 @@ def dispatch(function, args, kwargs):
     goes_here = torch.device(wanted).type == NAME if wanted is not None else is_here
     if is_copy(name):
         source = args[1] if name.startswith("aten.copy_") else args[0]
-        copy(source, isinstance(args[0], PaperTensor) if name.startswith("aten.copy_") else goes_here)
+        is_queued = kwargs.get("non_blocking") or (name.startswith("aten.copy_") and args[2:] == (True,))
+        copy(source, isinstance(args[0], PaperTensor) if name.startswith("aten.copy_") else goes_here, bool(is_queued))
     elif is_here:
         strangers = [tensor for tensor in tensors if not isinstance(tensor, PaperTensor) and tensor.dim() > 0]
         if strangers:
@@ -224,9 +243,10 @@ def dispatch(function, args, kwargs):
     return tree_map(lambda value: PaperTensor(value) if isinstance(value, torch.Tensor) else value, result) if goes_here else result
 
 
-def copy(source, goes_here):
-    """Record a copy between host and device."""
+def copy(source, goes_here, is_queued):
+    """Record a copy between host and device; to the host one waits for it, unless it is queued."""
     if isinstance(source, PaperTensor) != goes_here:
+        record.waits[line()] += not goes_here and not is_queued
         record.copies["in" if goes_here else "out", line()] += 1
         record.order.append((torch.get_device_module(DEVICE).current_stream().name, "copy in" if goes_here else "copy out"))
 
@@ -244,7 +264,7 @@ def _empty(size, dtype=None, layout=None, device=None, pin_memory=None, memory_f
 
 
 def _copy_from(source, destination, non_blocking=False):
-    copy(source, isinstance(destination, PaperTensor))
+    copy(source, isinstance(destination, PaperTensor), non_blocking)
     raw_of(destination).copy_(raw_of(source))
     return destination
 

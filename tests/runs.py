@@ -74,6 +74,15 @@ def finish(process, timeout=900):
     return process.returncode, output
 
 
+def gradients_taken(owned):
+    """Return a dictionary that holds the gradients of a particle's parameters, by name, once it has taken its step, which frees them."""
+    taken, names = {}, {parameter: name for name, parameter in owned.theta.named_parameters()}
+    groups = owned.optimizer.param_groups
+    pairs = [(names[parameter], parameter) for group in groups for parameter in group["params"]]
+    owned.optimizer.register_step_pre_hook(lambda *_: taken.update({name: parameter.grad.clone() for name, parameter in pairs}))
+    return taken
+
+
 def checkpoint(run_dir, update):
     """Return all tensors of a checkpoint by file and name."""
     folder = Path(run_dir) / "checkpoints" / f"update_{update:08d}"

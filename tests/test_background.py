@@ -8,12 +8,12 @@ import torch
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
-from dist_vsd.particles.background import over_random_background
+from dist_vsd.particles.background import draw_background, over_random_background
 from dist_vsd.particles.particle import Render
-from dist_vsd.training.draws import draw_cameras
 from dist_vsd.training.encoded_renders import render
 from dist_vsd.training.stages import Stage
 from dist_vsd.training.state import build_state
+from dist_vsd.training.update_draws import Draws
 from dist_vsd.training.work import Work
 
 SETTINGS = {
@@ -24,21 +24,21 @@ SETTINGS = {
 
 def render_of(state, index):
     """Return the cameras and the renders of an update."""
-    (batch,) = Work(state, index).micro_batches()
-    cameras = draw_cameras(state.config, batch.shots, index)
-    return cameras.to("cpu"), render(state.config, batch, cameras.to("cpu"), index)
+    work = Work(state, index)
+    (batch,), draws = work.micro_batches(), Draws(state, work, index)
+    return draws.cameras(batch.shots), render(state.config, batch, draws)
 
 
 def a_render():
     opacity = torch.rand(1, 1, 4, 4, generator=torch.Generator().manual_seed(0))
-    foreground = opacity * 0.25
+    foreground = (opacity * 0.25).expand(1, 3, 4, 4)
     return Render(foreground + 1 - opacity, opacity, foreground, {})
 
 
 def test_about_half_of_the_keyed_renders_lie_over_a_random_colour():
     render, generators = a_render(), [keyed_generator(0, "background", update=update) for update in range(400)]
-    shown = [over_random_background(render, 0.5, generator) for generator in generators]
-    replaced = [one for one in shown if one is not render]
+    shown = [over_random_background(render, draw_background(0.5, generator)) for generator in generators]
+    replaced = [one for one in shown if not torch.equal(one.image, render.image)]
     assert 160 <= len(replaced) <= 240  # 400 coins: four standard deviations of 10
     colors = torch.stack([((one.image - one.foreground) / (1 - one.opacity))[0, :, 0, 0] for one in replaced])
     assert len({tuple(color) for color in colors.tolist()}) == len(replaced)
@@ -48,7 +48,7 @@ def test_about_half_of_the_keyed_renders_lie_over_a_random_colour():
 
 def test_the_colour_is_one_and_shows_where_the_object_does_not_cover_it():
     render = a_render()
-    image = over_random_background(render, 1.0, keyed_generator(0, "background")).image
+    image = over_random_background(render, draw_background(1.0, keyed_generator(0, "background"))).image
     generator = keyed_generator(0, "background")
     torch.rand(1, generator=generator)
     color = torch.rand(3, generator=generator).view(1, 3, 1, 1)
@@ -87,7 +87,7 @@ def test_a_replaced_background_gets_no_gradient_and_the_object_does():
                         Layout.of(1), torch.device("cpu"))  # fmt: skip
     theta = state.particles[0].theta
     render_of(state, 0)[1][0].image.sum().backward()
-    assert theta.background_output.weight.grad is None
+    assert not theta.background_output.weight.grad.any()
     assert theta.output.weight.grad.abs().sum() > 0
 
 

@@ -38,6 +38,7 @@ SMALLER = {
     ("evaluate",): ["--num-azimuths", "2", "--num-samples", "2"],
     ("lab",): ["--num-particles", "6", "--num-updates", "2", "--no-pictures"],
     ("bench", "scaling"): ["--ranks", "1", "--repeats", "1", "--num-updates", "2", "--num-warmup", "1", "--strong-particles", "0"],
+    ("bench", "update"): ["--num-updates", "1", "--num-warmup", "0"],
     ("prior", "sample"): SAMPLES,
     ("sweep", "plan"): ["--set", "num_updates=2"],
 }

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from dist_vsd.kernels.hash_encoding import vertex_index
 from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid, level_resolutions
 from dist_vsd.particles.particle_configs import DenseGridConfig, HashGridConfig
@@ -82,21 +83,21 @@ def test_coarse_levels_of_a_hash_grid_map_vertices_one_to_one():
     assert encoding.resolutions == [4, 8, 16, 32]
     assert [len(table) for table in encoding.tables] == [5**3, 9**3, 1024, 1024]
     for resolution, table in list(zip(encoding.resolutions, encoding.tables, strict=True))[:2]:
-        index = encoding.vertex_index(torch.cartesian_prod(*[torch.arange(resolution + 1)] * 3), resolution, len(table))
+        vertices = torch.cartesian_prod(*[torch.arange(resolution + 1)] * 3)
+        index = vertex_index(*vertices.unbind(-1), resolution, len(table))
         assert torch.equal(index.sort().values, torch.arange(len(table)))
 
 
 def test_a_coarse_level_of_a_hash_grid_reproduces_a_linear_function_exactly():
     encoding = HashGrid(HashGridConfig(num_levels=1, base_resolution=6, log2_table_size=10), generator()).double()
     vertices = torch.cartesian_prod(*[torch.arange(7)] * 3)
-    encoding.tables[0].data[encoding.vertex_index(vertices, 6, 343)] = linear(vertices.double() / 3 - 1)[:, None].expand(-1, 2)
+    encoding.tables[0].data[vertex_index(*vertices.unbind(-1), 6, 343)] = linear(vertices.double() / 3 - 1)[:, None].expand(-1, 2)
     torch.testing.assert_close(encoding(points()), linear(points())[:, None].expand(-1, 2), **ROUNDING)
 
 
 def test_a_fine_level_hashes_a_vertex_as_instant_ngp_does():
-    encoding = HashGrid(HASH, generator())
     # 3 xor 5 * 2654435761 xor 7 * 805459861 = 9781445989 = 597012 * 2^14 + 1381.
-    assert encoding.vertex_index(torch.tensor([3, 5, 7]), resolution=512, size=2**14).item() == 1381
+    assert vertex_index(*torch.tensor([3, 5, 7]), resolution=512, size=2**14).item() == 1381
 
 
 def test_a_fine_level_returns_the_entry_of_the_hash_at_a_vertex():

@@ -43,7 +43,7 @@ class Cloud(Particle):
     def _push(self, gradient):
         self.pushes_of_update.add_(gradient.norm(dim=1))
 
-    def render(self, cameras, size, generator=None):
+    def render(self, cameras, size, drawn=None):
         points = self.points * 1.0
         if points.requires_grad:
             points.register_hook(self._push)

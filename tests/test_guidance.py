@@ -11,7 +11,7 @@ from dist_vsd.config import CameraConfig
 from dist_vsd.diffusion.guidance import classifier_free_guidance, perp_neg, perpendicular
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.prior import Text, TextEmbeddings, eps_pretrain
-from dist_vsd.training.prompt import Prompt
+from dist_vsd.training.prompt import Prompt, views_of
 from dist_vsd.view_words import VIEW_WORDS
 
 
@@ -71,7 +71,7 @@ BY_VIEW = TextEmbeddings(rows(FRONT, SIDE, BACK, OVERHEAD), rows(*[0.0] * 4))
 
 
 def mixed(where: Cameras):
-    return Prompt(BY_VIEW, rows(5.0), perp_neg=True).for_cameras(where, CameraConfig())
+    return Prompt(BY_VIEW, rows(5.0), perp_neg=True).for_views(views_of(where, CameraConfig()), where.azimuth_deg)
 
 
 def test_perp_neg_mixes_the_texts_of_the_views_beside_an_azimuth():
@@ -96,7 +96,8 @@ def test_from_above_nothing_is_steered_away_from():
 
 def test_without_perp_neg_each_camera_has_its_view_words_and_a_prompt_without_views_is_the_same_for_all():
     where = cameras(0.0, 100.0, 180.0)
-    assert Prompt(BY_VIEW, rows(5.0)).for_cameras(where, CameraConfig()).cond.tokens[:, 0, 0].tolist() == [FRONT, SIDE, BACK]
+    views = views_of(where, CameraConfig())
+    assert Prompt(BY_VIEW, rows(5.0)).for_views(views, where.azimuth_deg).cond.tokens[:, 0, 0].tolist() == [FRONT, SIDE, BACK]
     plain = TextEmbeddings(rows(5.0), rows(0.0))
-    assert Prompt(None, plain).for_cameras(where, CameraConfig()).cond.tokens[:, 0, 0].tolist() == [5.0] * 3
+    assert Prompt(None, plain).for_views(views, where.azimuth_deg).cond.tokens[:, 0, 0].tolist() == [5.0] * 3
     assert len(VIEW_WORDS) == 4

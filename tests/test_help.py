@@ -21,7 +21,7 @@ SCREENS = {
     "plan": (plan.PlanArguments, None, plan.PAGES),
 }
 SWEEPS = ("plan", "submit", "status", "retry", "cancel", "collect", "dashboard", "run")
-SUBCOMMANDS = ["bench scaling", "prior sample", "prior train", *(f"sweep {name}" for name in SWEEPS)]
+SUBCOMMANDS = ["bench scaling", "bench update", "prior sample", "prior train", *(f"sweep {name}" for name in SWEEPS)]
 
 
 @pytest.fixture(autouse=True)

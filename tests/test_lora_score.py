@@ -11,7 +11,9 @@ from dist_vsd.objectives.vsd import eps_of_particles
 from dist_vsd.priors.embedded.networks import TEXT_WIDTH, build_scheduler, build_unet
 from dist_vsd.priors.prior import Text
 from dist_vsd.priors.stable_diffusion import DenoisingUnet
+from dist_vsd.scaling.counted_work import CountedWork
 from dist_vsd.score.camera_embedding import CameraEmbedding, pose_of
+from dist_vsd.score.lora_layer import CastOnce
 from dist_vsd.score.lora_score import LoraScore
 from dist_vsd.score.score_config import ScoreConfig
 
@@ -168,3 +170,53 @@ def test_the_camera_embedding_is_zero_at_the_start_and_two_layers_by_hand_later(
 def test_scores_that_can_not_be_are_refused(changes, rule):
     with pytest.raises(ValueError, match=rule):
         ScoreConfig(**changes)
+
+
+def in_bf16(score):
+    torch.nn.Module.to(score.network.unet, torch.bfloat16)
+    for parameter in score.phi().values():
+        parameter.data = parameter.data.float()
+    return score
+
+
+def gradients_of(score, sample):
+    score.zero_grad(set_to_none=True)
+    score(*sample).square().mean().backward()
+    return torch.cat([p.grad.flatten() for name, p in score.phi().items() if "lora_" in name])
+
+
+def test_beside_a_bf16_network_phi_is_no_further_from_fp32_than_with_layers_of_fp32_and_its_gradients_are_fp32(original, monkeypatch):
+    sample = inputs()
+    exact = gradients_of(perturb(make(original)), sample)
+    score = in_bf16(perturb(make(original)))
+    found = gradients_of(score, sample)
+    assert {p.grad.dtype for p in score.phi().values()} == {torch.float32}
+    monkeypatch.setattr(LoraScore, "_cast_matrices", lambda _: None)  # peft's way: each layer computes in fp32
+    slow = gradients_of(score, sample)
+    error, slow_error = (float((one - exact).norm() / exact.norm()) for one in (found, slow))
+    assert error < 1.2 * slow_error < 0.1  # what the network's own rounding leaves
+
+
+def test_lora_computes_in_the_networks_precision_and_casts_its_matrices_once_a_pass(original, monkeypatch):
+    score, sample, casts = in_bf16(perturb(make(original))), inputs(), []
+    cast = CastOnce.apply
+    monkeypatch.setattr(CastOnce, "apply", lambda dtype, *tensors: casts.append(len(tensors)) or cast(dtype, *tensors))
+    seen = set()
+    for layer in score._adapted:
+        layer.base_layer.register_forward_hook(lambda _layer, inputs, output: seen.update((inputs[0].dtype, output.dtype)))
+    with CountedWork() as work:
+        predict(score, *sample)
+    assert casts == [2 * len(score._adapted)]
+    assert seen == {torch.bfloat16}
+    peft_work = CountedWork()
+    monkeypatch.setattr(LoraScore, "_cast_matrices", lambda _: None)
+    with peft_work:
+        predict(score, *sample)
+    assert sum(work.flop.values()) == sum(peft_work.flop.values())
+    assert work.num_operations < peft_work.num_operations - 4 * len(score._adapted)
+
+
+def test_before_training_eps_phi_is_eps_pretrain_to_the_bit_in_bf16_too(original):
+    score, (x_t, t, y, pose) = in_bf16(make(original)), inputs()
+    with torch.no_grad():
+        assert torch.equal(score(x_t, t, y, pose), score.network(x_t, t, y))

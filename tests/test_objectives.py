@@ -9,6 +9,7 @@ from dist_vsd.objectives.clip import (
     blurred,
     checkerboard,
     clip_loss,
+    draw_crops,
     fourier_noise,
     random_background,
     target_opacity,
@@ -127,9 +128,11 @@ def test_blurring_keeps_plain_colours_and_spreads_a_point_by_its_width():
 
 def test_crops_lie_over_backgrounds_and_an_opaque_picture_hides_them():
     foreground, opacity = torch.full((3, 32, 32), 0.7), torch.ones(1, 32, 32)
-    crops = augmented(foreground, opacity, 16, ClipConfig(num_crops=3), generator())
+    config = ClipConfig(num_crops=3)
+    crops = augmented(foreground, opacity, *draw_crops(32, 16, config, generator()), config.crop_fraction)
     torch.testing.assert_close(crops, torch.full((3, 3, 16, 16), 0.7))
-    seen_through = augmented(torch.zeros(3, 32, 32), torch.zeros(1, 32, 32), 16, ClipConfig(num_crops=2), generator())
+    nothing = torch.zeros(3, 32, 32), torch.zeros(1, 32, 32)
+    seen_through = augmented(*nothing, *draw_crops(32, 16, config, generator()), config.crop_fraction)
     assert not torch.equal(seen_through[0], seen_through[1])
 
 
@@ -143,8 +146,9 @@ def test_clips_loss_is_lower_for_the_picture_that_the_prompt_names_and_its_gradi
     pictures = torch.cat([render_object(name, ["red"], torch.zeros(1, NUM_PROPORTIONS), camera, 64) for name in ("car", "duck")])
     pictures.requires_grad_()
     text = scorer.embed_texts([caption("car", "red")])[0]
-    generators = [generator(3), generator(3)]
-    loss = clip_loss(scorer, text, pictures, torch.ones(2, 1, 64, 64), ClipConfig(), generators)
+    corner, background = draw_crops(64, scorer.image_size, ClipConfig(), generator(3))
+    same = torch.stack([corner] * 2), torch.stack([background] * 2)
+    loss = clip_loss(scorer, text, pictures, torch.ones(2, 1, 64, 64), ClipConfig(), *same)
     assert bool(loss[0] < loss[1] - 0.2)
     loss.sum().backward()
     assert float(pictures.grad.abs().sum()) > 0

@@ -11,6 +11,7 @@ from dist_vsd.particles.placement import Offloaded
 from dist_vsd.runs.checkpoint import newest_valid, restore, save
 from dist_vsd.training.state import build_state, phi_tensors
 from dist_vsd.training.update import update
+from tests.runs import gradients_taken
 
 TINY = {
     "prompt": "a green duck",
@@ -83,17 +84,17 @@ def test_the_size_of_micro_batches_changes_only_the_rounding(plain):
 def test_an_update_with_several_views_steps_each_particle_once_on_their_mean():
     config = dataclasses.replace(CONFIG, num_particles=1, micro_batch_size=1)
     state = build_state(config, Layout.of(1, num_views=3), CPU)
+    together = gradients_taken(state.particles[0])
     report = update(state, 0)
     assert len(report.figures["theta/gradient_norm"]) == 1
     assert len(report.figures["theta/score_gradient_norm"]) == 3
     (particle,) = state.particles
     assert {int(s["step"]) for s in particle.optimizer.state.values()} == {1}
-    together = {name: p.grad.clone() for name, p in particle.theta.named_parameters() if p.grad is not None}
     singles = []
     for view in range(3):  # each rank of three that share the particle renders one of them
         alone = build_state(config, Layout.of(1, num_views=3), CPU)
         alone = dataclasses.replace(alone, layout=dataclasses.replace(alone.layout, world_size=3, rank=view))
+        singles.append(gradients_taken(alone.particles[0]))
         update(alone, 0)
-        singles.append({name: p.grad for name, p in alone.particles[0].theta.named_parameters() if p.grad is not None})
     for name, gradient in together.items():
         torch.testing.assert_close(gradient, sum(single[name] for single in singles), rtol=1e-4, atol=1e-7 * float(gradient.abs().max()))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from dist_vsd.cameras import Cameras, turntable
+from dist_vsd.particles.occupancy import make_grid, refresh
 from dist_vsd.particles.particle_configs import DenseGridConfig, HashGridConfig, RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
 
@@ -20,6 +21,10 @@ EVERY_KIND = pytest.mark.parametrize("kind", KINDS, ids=["dense", "hash", "learn
 
 def generator(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def drawn(theta, count, size, seed=0):
+    return theta.draw(count, size, generator(seed))
 
 
 def make(seed=0, **options):
@@ -61,7 +66,7 @@ def test_a_negative_strength_starts_hollow():
 @EVERY_KIND
 def test_a_render_is_a_picture_with_a_gradient_to_every_parameter(kind):
     theta = make(**kind)
-    render = theta.render(cameras(), 12, generator())
+    render = theta.render(cameras(), 12, drawn(theta, 2, 12))
     assert render.image.shape == (2, 3, 12, 12)
     assert render.opacity.shape == (2, 1, 12, 12)
     # Weights sum to one but for fp32 rounding.
@@ -89,11 +94,11 @@ def test_an_empty_field_shows_white_alone():
 
 def test_a_random_background_is_one_colour_a_camera_drawn_from_the_generator():
     theta = empty(make(background="random"))
-    image = theta.render(cameras(3), 8, generator()).image
+    image = theta.render(cameras(3), 8, drawn(theta, 3, 8)).image
     assert torch.equal(image, image[:, :, :1, :1].expand_as(image))
     assert len({tuple(color) for color in image[:, :, 0, 0].tolist()}) == 3
-    assert torch.equal(theta.render(cameras(3), 8, generator()).image, image)
-    assert not torch.equal(theta.render(cameras(3), 8, generator(1)).image, image)
+    assert torch.equal(theta.render(cameras(3), 8, drawn(theta, 3, 8)).image, image)
+    assert not torch.equal(theta.render(cameras(3), 8, drawn(theta, 3, 8, seed=1)).image, image)
     assert torch.equal(theta.render(cameras(3), 8).image, torch.ones_like(image))  # without randomness: white
 
 
@@ -104,9 +109,10 @@ def test_a_learned_background_is_a_function_of_the_direction_alone():
     assert float((near - near.mean((2, 3), keepdim=True)).abs().max()) > 0.01
 
 
-def test_without_a_generator_a_render_repeats_and_with_one_it_follows_it():
+def test_without_draws_a_render_repeats_and_with_them_it_follows_them():
     theta = make()
-    render = [theta.render(cameras(), 8, g).image for g in (None, None, generator(1), generator(1), generator(2))]
+    draws = [None, None, *(drawn(theta, 2, 8, seed) for seed in (1, 1, 2))]
+    render = [theta.render(cameras(), 8, draw).image for draw in draws]
     assert torch.equal(render[0], render[1])
     assert torch.equal(render[2], render[3])
     assert not torch.equal(render[3], render[4])
@@ -133,7 +139,7 @@ def test_a_saved_state_renders_the_same_picture_to_the_bit(kind):
     theta, other = make(**kind), make(seed=1, **kind)
     theta.after_update(0, generator(5))
     other.load_state_dict(theta.state_dict())
-    assert torch.equal(other.render(cameras(), 8, generator()).image, theta.render(cameras(), 8, generator()).image)
+    assert torch.equal(other.render(cameras(), 8, drawn(theta, 2, 8)).image, theta.render(cameras(), 8, drawn(theta, 2, 8)).image)
     assert torch.equal(other.occupancy.binaries, theta.occupancy.binaries)
 
 
@@ -150,7 +156,7 @@ def test_nothing_counts_as_empty_before_the_first_refresh():
 def test_a_refresh_marks_empty_cells_and_never_cuts_dense_ones(update):
     theta = make(occupancy_resolution=16)
     theta.after_update(0, generator())
-    theta.after_update(update, generator(1))  # from 256 updates on nerfacc looks at a part of the cells alone
+    theta.after_update(update, generator(1))
     occupied = theta.occupancy.binaries[0]
     with torch.no_grad():
         density = theta.density(cell_centres(16).reshape(-1, 3)).reshape(16, 16, 16)
@@ -168,28 +174,26 @@ def test_a_refresh_that_saw_a_growing_part_keeps_its_neighbours():
             assert bool(theta.occupancy.binaries[0][sampled.roll(shift, axis)].all())
 
 
-def test_a_refresh_depends_on_the_given_generator_alone_and_leaves_the_global_one():
-    torch.manual_seed(1)
-    theta, other, third = make(), make(), make()
+def test_a_refresh_draws_nothing_and_looks_at_another_place_of_the_cells_each_time():
+    theta, other, asked = make(), make(), []
     state = torch.get_rng_state()
-    theta.after_update(0, generator(3))
+    for update in (0, 16):
+        theta.after_update(update, generator(3))
+        other.after_update(update, generator(4))
     assert torch.equal(torch.get_rng_state(), state)
-    torch.manual_seed(2)
-    other.after_update(0, generator(3))
-    third.after_update(0, generator(4))
     assert torch.equal(theta.occupancy.occs, other.occupancy.occs)
-    assert torch.equal(theta.occupancy.binaries, other.occupancy.binaries)
-    assert not torch.equal(theta.occupancy.occs, third.occupancy.occs)
+    for number in range(8):
+        refresh(theta.occupancy, lambda points: asked.append(points) or points[:, 0], 1.0, 0.1, number, 0.01)
+    places = torch.stack([((points + 1) / 2 * 32) % 1 for points in asked])
+    torch.testing.assert_close(places, places[:, :1].expand_as(places), rtol=0, atol=1e-4)  # fp32, of 32 cells
+    assert float(torch.pdist(places[:, 0]).min()) > 0.2
 
 
-def test_a_refresh_draws_from_the_whole_state_of_its_generator():
-    """Two generators of the same initial_seed(), of which one has drawn: a seed would give both the same grid."""
-    advanced = generator(3)
-    torch.rand(1, generator=advanced)
-    theta, other = make(), make()
-    theta.after_update(0, generator(3))
-    other.after_update(0, advanced)
-    assert not torch.equal(theta.occupancy.occs, other.occupancy.occs)
+def test_a_refresh_keeps_what_a_cell_was_known_to_hold_for_a_while():
+    grid = make_grid(1.0, 4)
+    for number, density in enumerate((8.0, 0.0)):
+        refresh(grid, lambda points, d=density: torch.full_like(points[:, 0], d), 1.0, 0.5, number, 0.01)
+    torch.testing.assert_close(grid.occs, torch.full((64,), 0.95 * 8 * 0.5))
 
 
 def test_the_grid_is_refreshed_every_so_many_updates_alone():
@@ -211,7 +215,7 @@ def test_a_refresh_hardly_changes_the_picture():
 def test_fp64_renders_in_fp64():
     theta = make().double()
     wide = Cameras(*(getattr(cameras(1), name).double() for name in ("c2w", "fov", "azimuth_deg", "elevation_deg")))
-    assert theta.render(wide, 6, generator()).image.dtype == torch.float64
+    assert theta.render(wide, 6, drawn(theta, len(wide), 6)).image.dtype == torch.float64
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dist_vsd.distributed.random import Purpose, check_layout, keyed_generator, lent_to_global, next_64_bits
+from dist_vsd.distributed.random import Purpose, check_layout, keyed_generator
 
 KEY = {"seed": 3, "purpose": "noise", "particle": 4, "shot": 5, "update": 6, "step": 7}
 
@@ -114,38 +114,6 @@ def test_the_numbers_of_a_key_are_pinned():
     drawn = torch.rand(3, generator=keyed_generator(0, "noise"), dtype=torch.float64)
     # By numpy's MT19937 too: the lowest 53 bits of two outputs, the first of them above, / 2^53.
     assert drawn.tolist() == [0.3831308270756987, 0.4650060184331979, 0.7402254450933261]
-
-
-def test_global_draws_go_on_as_a_lent_generators_and_then_as_they_were():
-    torch.manual_seed(1)
-    before = torch.get_rng_state()
-    lent, same = keyed_generator(**KEY), keyed_generator(**KEY)
-    with lent_to_global(lent, torch.device("cpu")):
-        assert torch.equal(torch.rand(1000), torch.rand(1000, generator=same))
-    assert torch.equal(torch.get_rng_state(), before)
-    assert torch.equal(lent.get_state(), keyed_generator(**KEY).get_state())
-
-
-def test_a_seed_for_a_gpu_has_64_bits():
-    seeds = {next_64_bits(keyed_generator(0, "occupancy", update=update)) for update in range(200)}
-    assert len(seeds) == 200
-    ones = np.array([[seed >> bit & 1 for bit in range(64)] for seed in seeds]).mean(0)
-    assert float(np.abs(ones - 0.5).max()) < 0.18  # 200 coins: five standard deviations of 0.035
-    assert all(torch.Generator().manual_seed(seed).initial_seed() == seed % 2**64 for seed in seeds)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="a GPU's generator")
-def test_a_gpus_global_draws_depend_on_the_lent_generator_alone():
-    def drawn(update):
-        with lent_to_global(keyed_generator(0, "occupancy", update=update), torch.device("cuda", 0)):
-            return torch.rand(8, device="cuda")
-
-    torch.cuda.manual_seed(1)
-    before, first = torch.cuda.get_rng_state(), drawn(0)
-    assert torch.equal(torch.cuda.get_rng_state(), before)
-    torch.cuda.manual_seed(2)
-    assert torch.equal(drawn(0), first)
-    assert not torch.equal(drawn(1), first)
 
 
 def test_the_global_random_state_is_neither_read_nor_changed():

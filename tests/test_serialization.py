@@ -5,7 +5,8 @@ import re
 import pytest
 import torch
 
-from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
+from dist_vsd.optimizer import load_optimizer_tensors, optimizer_tensors
+from dist_vsd.serialization import read_tensors, write_tensors
 from tests.limits import largest_file
 
 

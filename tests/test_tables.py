@@ -10,7 +10,7 @@ import torch
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.objectives.objective import Cotangents
+from dist_vsd.objectives.objective import Cotangents, Objective
 from dist_vsd.objectives.table import OBJECTIVES, ObjectiveRow
 from dist_vsd.particles.particle import Particle
 from dist_vsd.particles.representations import REPRESENTATIONS
@@ -44,10 +44,10 @@ def test_every_objective_serves_some_representation_and_has_what_an_update_asks(
     assert isinstance(kind.asks_prior, bool)
 
 
-class Grey:
+class Grey(Objective):
     """An objective of a test: pictures shall be grey."""
 
-    asks_prior = draws_particles = False
+    asks_prior = False
 
     def __init__(self, config, prior, score):
         assert score is None

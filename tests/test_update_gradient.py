@@ -20,6 +20,7 @@ from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER
 from dist_vsd.priors.prior import Text, TextEmbeddings
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
+from tests.runs import gradients_taken
 
 INDEX, SIZE, SAMPLES = 3, 64, 10
 SETTINGS = {
@@ -133,8 +134,9 @@ def gradients():
     phi = {n: p.detach().clone().requires_grad_() for n, p in state.phi.score.phi().items()}
     taken = {}  # the trainer clears phi's gradients after its step
     state.phi.optimizer.register_step_pre_hook(lambda *_: taken.update({n: p.grad.clone() for n, p in state.phi.score.phi().items()}))
+    of_theta = gradients_taken(state.particles[0])
     update(state, INDEX)
-    product = {n: p.grad for n, p in theta_module.named_parameters()} | taken
+    product = of_theta | taken
 
     unet = UNet2DConditionModel.from_pretrained(EMBEDDED_FOLDER / "unet", torch_dtype=torch.float32).double().requires_grad_(False)
     alphas_cumprod = DDPMScheduler.from_pretrained(EMBEDDED_FOLDER / "scheduler").alphas_cumprod.double()

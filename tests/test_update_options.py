@@ -9,10 +9,13 @@ from dist_vsd.diffusion.process import RectifiedFlow, add_noise
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
+from dist_vsd.particles.volume_rendering import Rays
 from dist_vsd.score.camera_embedding import pose_of
 from dist_vsd.training.draws import Shot, choose_particles, draw_noise, draw_phi_t, draw_t
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
+from tests.runs import gradients_taken
+from tests.samples import samples_on
 
 CPU = torch.device("cpu")
 
@@ -67,10 +70,11 @@ def test_the_reused_pass_gives_the_score_of_a_pass_of_its_own_and_phi_the_gradie
     parameters = reused.phi.score.phi()
     reused.phi.optimizer.register_step_pre_hook(lambda *_: taken.update({n: p.grad.clone() for n, p in parameters.items()}))
     x_0 = torch.cat([particle.theta.x_0.detach().clone() for particle in reused.particles])
+    pulls = [[gradients_taken(particle) for particle in state.particles] for state in (plain, reused)]
     for state in (plain, reused):
         update(state, 0)
-    for one, other in zip(plain.particles, reused.particles, strict=True):
-        torch.testing.assert_close(one.theta.x_0.grad, other.theta.x_0.grad, rtol=1e-4, atol=1e-5)  # fp32
+    for one, other in zip(*pulls, strict=True):
+        torch.testing.assert_close(one["x_0"], other["x_0"], rtol=1e-4, atol=1e-5)  # fp32
 
     # The same loss by hand, on a phi that has not moved.
     fresh = state_of()
@@ -78,7 +82,8 @@ def test_the_reused_pass_gives_the_score_of_a_pass_of_its_own_and_phi_the_gradie
     for parameter in fresh.phi.score.phi().values():
         parameter.data.add_(0.05 * torch.randn(parameter.shape, generator=perturbed))
     shots = [Shot(i, 0) for i in range(6)]
-    t, eps = draw_t(fresh.config, shots, 0, 0.0, fresh.prior.process), draw_noise(fresh.config, "noise", shots, 0, x_0)
+    t = torch.cat([draw_t(fresh.config, shot, 0, 0.0, fresh.prior.process) for shot in shots])
+    eps = torch.cat([draw_noise(fresh.config, "noise", shot, 0, x_0.shape[1:]) for shot in shots])
     x_t = add_noise(x_0, eps, *fresh.prior.process.alpha_sigma(t, x_0))
     predicted = fresh.phi.score(x_t, t, fresh.prompt.plain.cond.expand(6), torch.zeros(6, 16))
     (predicted - eps).square().mean().backward()
@@ -97,23 +102,26 @@ def test_an_update_under_a_rectified_flow_pulls_by_velocities_and_teaches_phi_th
     for index, parameter in enumerate(score.phi().values()):
         parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
     x_0 = torch.cat([particle.theta.x_0.clone() for particle in state.particles])
-    s, eps = draw_t(state.config, shots, 0, 0.0, process), draw_noise(state.config, "noise", shots, 0, x_0)
-    x_t, y = add_noise(x_0, eps, *process.alpha_sigma(s, x_0)), state.prompt.plain[[0] * 6]
+    s = torch.cat([draw_t(state.config, shot, 0, 0.0, process) for shot in shots])
+    eps = torch.cat([draw_noise(state.config, "noise", shot, 0, x_0.shape[1:]) for shot in shots])
+    x_t, y = add_noise(x_0, eps, *process.alpha_sigma(s, x_0)), state.prompt.plain.expand(6)
     v_phi = score(x_t, s, y.cond, torch.zeros(6, 16))
     uncond, cond = prior.predict(x_t, s, y.uncond), prior.predict(x_t, s, y.cond)
     weight = (s**2 * (1 - s)).view(6, 1, 1, 1)
     expected = weight * (uncond + state.config.guidance_scale * (cond - uncond) - v_phi)
     if not reuse_pass:
-        s, eps = draw_phi_t(state.config, shots, 0, 0, process), draw_noise(state.config, "phi_noise", shots, 0, x_0)
+        s = torch.cat([draw_phi_t(state.config, shot, 0, 0, process) for shot in shots])
+        eps = torch.cat([draw_noise(state.config, "phi_noise", shot, 0, x_0.shape[1:]) for shot in shots])
         x_t = add_noise(x_0, eps, *process.alpha_sigma(s, x_0))
         v_phi = score(x_t, s, y.cond, torch.zeros(6, 16))
+    pulls = [gradients_taken(particle) for particle in state.particles]
     with torch.enable_grad():
         report = update(state, 0)
-    for particle, gradient in zip(state.particles, expected, strict=True):
-        torch.testing.assert_close(particle.theta.x_0.grad[0], gradient, rtol=1e-4, atol=1e-5)  # fp32
+    for pull, gradient in zip(pulls, expected, strict=True):
+        torch.testing.assert_close(pull["x_0"][0], gradient, rtol=1e-4, atol=1e-5)  # fp32
     assert report.means()["phi/loss"] == pytest.approx(float((v_phi - (eps - x_0)).square().mean()), rel=1e-4)
     (fractions, _), *_ = report.gaps
-    assert torch.equal(fractions, draw_t(state.config, shots, 0, 0.0, process))
+    assert torch.equal(fractions, torch.cat([draw_t(state.config, shot, 0, 0.0, process) for shot in shots]))
 
 
 @pytest.mark.parametrize(
@@ -173,10 +181,9 @@ def test_a_phi_without_a_camera_has_no_embedding_of_it_and_alpha_scales_its_laye
 
 
 def test_depth_variance_is_zero_for_a_thin_surface_and_that_of_the_weights_for_a_thick_one():
-    from dist_vsd.particles.volume_rendering import Rays
-
     weights, depth = torch.tensor([1.0, 0.25, 0.5, 0.25]), torch.tensor([2.0, 1.0, 2.0, 3.0])
-    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, depth, torch.tensor([0, 1, 1, 1]), num_samples=4)
+    samples = samples_on(torch.tensor([0, 1, 1, 1]), depth, num_rays=3, num_samples=4)
+    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, samples)
     # The first ray meets one point, the second has a variance of 1/2, the third is hardly opaque and does not count.
     assert float(rays.depth_variance()) == pytest.approx(0.25)
 

@@ -1,14 +1,13 @@
 """particles/volume_rendering.py: closed forms of emission and absorption, in fp64 on the CPU's path."""
 
-import importlib.util
 import math
-import sys
 
-import nerfacc
 import pytest
 import torch
 
-from dist_vsd.particles.volume_rendering import Rays, box_interval, has_marching_kernels, occupied, render_marched, render_stratified
+from dist_vsd.kernels.box import stretch
+from dist_vsd.particles.volume_rendering import Rays, Sampling, cells_of, render_rays
+from tests.samples import samples_on
 
 ROUNDING = {"rtol": 0, "atol": 1e-12}  # fp64: sums of a few dozen weights
 RED, GREEN = torch.eye(3, dtype=torch.float64)[:2]
@@ -18,17 +17,16 @@ def vectors(*rows):
     return torch.tensor(rows, dtype=torch.float64)
 
 
-def grid(resolution=4, bound=1.0):
+def grid(resolution=4):
     """An occupancy grid that knows of no empty cell."""
-    estimator = nerfacc.OccGridEstimator([-bound] * 3 + [bound] * 3, resolution=resolution)
-    estimator.binaries.fill_(True)
-    return estimator
+    return torch.ones(resolution, resolution, resolution, dtype=torch.bool)
 
 
-def render(field, origins, directions, estimator=None, bound=1.0, num_samples=32, offset=None):
+def render(field, origins, directions, cells=None, bound=1.0, num_samples=32, offset=None, **sampling):
     directions = directions / directions.norm(dim=-1, keepdim=True)
     offset = torch.full((len(origins),), 0.5, dtype=torch.float64) if offset is None else offset
-    return render_stratified(field, estimator or grid(bound=bound), origins, directions, bound, num_samples, offset)
+    cells, sampling = grid() if cells is None else cells, Sampling(bound, num_samples, **sampling)
+    return render_rays(field, lambda points: field(points)[0], cells, origins, directions, offset, len(origins), sampling)
 
 
 def fog(density):
@@ -49,10 +47,10 @@ def random_rays(count=64):
 def test_rays_meet_the_cube_where_they_should():
     origins = vectors((-3, 0.2, 0.1), (0, 0, 0), (0.5, 0, 3), (-3, 1.5, 0), (-3, 0, 0), (2, 2, 0))
     directions = vectors((1, 0, 0), (0, 1, 0), (0, 0, -1), (1, 0, 0), (-1, 0, 0), (-0.6, -0.8, 0))
-    near, far = box_interval(origins, directions, 1.0)
+    near, length = stretch(origins, directions, 1.0, 1)
     # Through, from within, from above, past it, away from it; the slanted one is in at x = 1 (5/3) and out at y = -1 (3.75).
-    torch.testing.assert_close(far - near, vectors(2, 1, 2, 0, 0, 3.75 - 5 / 3), rtol=0, atol=1e-8)  # a zero direction counts as 1e-9
-    torch.testing.assert_close(near[[0, 1, 2, 5]], vectors(2, 0, 2, 5 / 3), rtol=0, atol=1e-8)
+    torch.testing.assert_close(length, vectors(2, 1, 2, 0, 0, 3.75 - 5 / 3), **ROUNDING)
+    torch.testing.assert_close(near[[0, 1, 2, 5]], vectors(2, 0, 2, 5 / 3), **ROUNDING)
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
@@ -98,11 +96,10 @@ def test_two_slabs_composite_front_to_back(forward):
 
 def test_skipping_empty_cells_changes_nothing_and_asks_at_fewer_points():
     origins, directions = random_rays()
-    estimator = grid(resolution=16)
     centres = torch.stack(torch.meshgrid(*[(torch.arange(16) + 0.5) / 8 - 1] * 3, indexing="ij"), -1)
     # A cell is empty when its centre is farther from the ball than half its diagonal, sqrt(3) / 16.
-    estimator.binaries.copy_((centres.norm(dim=-1) < 0.4 + 3**0.5 / 16)[None])
-    everywhere, skipping = render(ball, origins, directions), render(ball, origins, directions, estimator)
+    cells = centres.norm(dim=-1) < 0.4 + 3**0.5 / 16
+    everywhere, skipping = render(ball, origins, directions), render(ball, origins, directions, cells)
     torch.testing.assert_close(skipping.color, everywhere.color, **ROUNDING)
     torch.testing.assert_close(skipping.opacity, everywhere.opacity, **ROUNDING)
     assert float(everywhere.opacity.max()) > 0.9
@@ -110,9 +107,9 @@ def test_skipping_empty_cells_changes_nothing_and_asks_at_fewer_points():
 
 
 def composited(weights, opacity, num_samples):
-    """Rays with given weights; colour, depth and which ray each sample is on play no part in entropies."""
-    nothing = torch.zeros_like(weights)
-    return Rays(torch.zeros(len(opacity), 3), opacity, weights, nothing, nothing.long(), num_samples)
+    """Rays with given weights, all of them on the first; colour and depth play no part in entropies."""
+    ray = torch.zeros(len(weights), dtype=torch.int32)
+    return Rays(torch.zeros(len(opacity), 3), opacity, weights, samples_on(ray, torch.zeros_like(weights), len(opacity), num_samples))
 
 
 def bits(p):
@@ -142,13 +139,12 @@ def test_the_gradient_of_the_weights_entropy_equals_finite_differences():
 def test_samples_in_empty_cells_count_in_the_mean_of_the_weights_entropy():
     """However many are skipped, the regulariser pulls alike: the published one evaluates all samples of all rays."""
     origins, directions = random_rays()
-    estimator = grid(resolution=16)
     centres = torch.stack(torch.meshgrid(*[(torch.arange(16) + 0.5) / 8 - 1] * 3, indexing="ij"), -1)
-    estimator.binaries.copy_((centres.norm(dim=-1) < 0.4 + 3**0.5 / 16)[None])
+    cells = centres.norm(dim=-1) < 0.4 + 3**0.5 / 16
     values, gradients = [], []
-    for cells in (grid(), estimator):
+    for known in (grid(), cells):
         strength = torch.ones((), dtype=torch.float64, requires_grad=True)
-        rays = render(lambda points, s=strength: (s * ball(points)[0], ball(points)[1]), origins, directions, cells)
+        rays = render(lambda points, s=strength: (s * ball(points)[0], ball(points)[1]), origins, directions, known)
         values.append(rays.weight_entropy())
         gradients.append(torch.autograd.grad(values[-1], strength)[0])
     torch.testing.assert_close(*gradients, rtol=1e-9, atol=0)  # fp64
@@ -156,25 +152,24 @@ def test_samples_in_empty_cells_count_in_the_mean_of_the_weights_entropy():
 
 
 def test_no_point_of_an_empty_cell_is_ever_asked():
-    estimator = grid(resolution=2)
-    estimator.binaries[0, 0] = False  # all cells with x < 0
+    cells = grid(resolution=2)
+    cells[0] = False  # all cells with x < 0
     asked = []
 
     def field(points):
         asked.append(points)
         return fog(1.0)(points)
 
-    rays = render(field, vectors((-3, 0.3, 0.3)), vectors((1, 0, 0)), estimator)
+    rays = render(field, vectors((-3, 0.3, 0.3)), vectors((1, 0, 0)), cells)
     assert float(torch.cat(asked)[:, 0].min()) > 0
     torch.testing.assert_close(rays.opacity, vectors(1 - math.exp(-1)), **ROUNDING)
 
 
 def test_points_find_their_cell_borders_included():
-    estimator = grid(resolution=4)
-    estimator.binaries.fill_(False)
-    estimator.binaries[0, 0, 2, 3] = True  # x in [-1, -0.5), y in [0, 0.5), z in [0.5, 1]
+    cells = ~grid(resolution=4)
+    cells[0, 2, 3] = True  # x in [-1, -0.5), y in [0, 0.5), z in [0.5, 1]
     points = vectors((-0.9, 0.1, 0.9), (-1, 0, 1), (-0.51, 0.49, 0.5), (-0.49, 0.1, 0.9), (-0.9, 0.5, 0.9), (0.9, 0.1, -0.9))
-    assert occupied(points, estimator, 1.0).tolist() == [True, True, True, False, False, False]
+    assert cells_of(points, cells, 1.0).tolist() == [True, True, True, False, False, False]
 
 
 def test_gradients_of_colours_and_opacities_equal_finite_differences():
@@ -191,21 +186,56 @@ def test_gradients_of_colours_and_opacities_equal_finite_differences():
     assert torch.autograd.gradcheck(rays_of, (density, color))
 
 
-def test_without_compiled_kernels_no_compiler_is_called():
-    """nerfacc would look for nvcc when it is first asked to march."""
-    has_marching_kernels.cache_clear()
-    found = importlib.util.find_spec("nerfacc.csrc")
-    assert has_marching_kernels() == (found is not None)
-    assert found is not None or "nerfacc.cuda._backend" not in sys.modules
+def soft_ball(center, strength):
+    """A ball whose surface is a few samples thick, with parameters to move."""
+    return lambda points: (strength * torch.sigmoid(40 * (0.5 - (points - center).norm(dim=-1))), (points + 1) / 2)
 
 
-@pytest.mark.skipif(not (torch.cuda.is_available() and has_marching_kernels()), reason="nerfacc's marching wants a GPU and its kernels")
-def test_marching_on_cuda_agrees_with_stratified_samples():
-    origins, directions = (t.float().cuda() for t in random_rays())
-    directions = directions / directions.norm(dim=-1, keepdim=True)
-    estimator, offset = grid(resolution=16).cuda(), torch.full((64,), 0.5, device="cuda")
-    stratified = render_stratified(ball, estimator, origins, directions, 1.0, 512, offset)
-    marched = render_marched(ball, estimator, origins, directions, 1.0, 512, torch.zeros(len(origins), device=origins.device))
-    # Both are midpoint sums with steps of at most 2 sqrt(3) / 512 = 0.007 of a density of up to 24: 0.16 an interval at the most.
-    torch.testing.assert_close(marched.opacity, stratified.opacity, rtol=0, atol=0.05)
-    torch.testing.assert_close(marched.color, stratified.color, rtol=0, atol=0.05)
+def gradient_of(**sampling):
+    """Return the picture of a ball, and how its middle and strength pull on it, for some way of sampling."""
+    center, strength = torch.zeros(3, dtype=torch.float64, requires_grad=True), torch.tensor(50.0).double().requires_grad_()
+    rays = render(soft_ball(center, strength), *random_rays(), num_samples=48, **sampling)
+    wanted = torch.rand(64, 3, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    loss = (rays.color - wanted).square().sum() + 30 * rays.weight_entropy() + rays.depth_variance()
+    return rays, torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, (center, strength))])
+
+
+@pytest.mark.parametrize("size", [1, 100, 10**6])
+def test_tiles_change_neither_picture_nor_gradient(size):
+    (plain, expected), (tiled, gradient) = gradient_of(), gradient_of(tile_points=size)
+    torch.testing.assert_close(tiled.color, plain.color, rtol=0, atol=1e-14)  # functions of one number and of many differ in a last bit
+    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-11)  # fp64: sums in another order
+
+
+def test_a_tile_is_asked_again_in_the_backward_pass_and_nothing_of_it_is_held_until_then():
+    sizes, held = [], []
+
+    def field(points):
+        sizes.append(len(points))
+        return soft_ball(weight[:3], weight[3])(points)
+
+    weight = torch.tensor([0.0, 0.0, 0.0, 50.0], dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: held.append(tensor.shape) or tensor, lambda tensor: tensor):
+        rays = render(field, *random_rays(), tile_points=50)
+    num_forward = len(sizes)
+    assert max(sizes) == 50
+    assert sum(sizes) == rays.num_evaluated
+    assert not [shape for shape in held if shape[:1] == (50,) and shape != (50, 3)]  # points alone
+    rays.color.sum().backward()
+    assert len(sizes) == 2 * num_forward
+
+
+def test_samples_that_a_surface_hides_are_asked_without_a_gradient_alone_and_hardly_missed():
+    (plain, expected), (seen, gradient) = gradient_of(), gradient_of(hidden_below=1e-4)
+    assert seen.num_evaluated < 0.7 * plain.num_evaluated
+    torch.testing.assert_close(seen.color, plain.color, rtol=0, atol=1e-4)  # less than what is hidden
+    torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+
+
+def test_a_budget_that_is_not_reached_changes_nothing_and_one_that_is_thins():
+    (plain, expected), (same, gradient) = gradient_of(), gradient_of(samples_per_ray=48)
+    assert torch.equal(same.color, plain.color)
+    torch.testing.assert_close(gradient, expected, rtol=1e-11, atol=1e-11)
+    thinned, _ = gradient_of(samples_per_ray=8)
+    assert thinned.num_evaluated <= 8 * 64 < plain.num_evaluated
+    torch.testing.assert_close(thinned.opacity, plain.opacity, rtol=0, atol=0.1)  # steps of a third of a unit through a soft edge

@@ -1,16 +1,17 @@
-"""`dist-vsd bench scaling`: time real runs on several numbers of ranks."""
+"""`dist-vsd bench scaling`: time real runs on several numbers of ranks; `bench update` stands in bench_update.py."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import nearest_command, parse
+from dist_vsd.commands.bench_output import say, split_words, write_plot
+from dist_vsd.commands.bench_update import run_update
 from dist_vsd.config import flag
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset
 from dist_vsd.priors.pipeline_folder import find_pipeline
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from dist_vsd.scaling.machine import Places
     from dist_vsd.scaling.measure import Job, RunSizes, Settings, Timing
 
-HELP = """usage: dist-vsd bench scaling [OPTIONS] [-- TRAIN OPTIONS]
+HELP = """usage: dist-vsd bench scaling | update [OPTIONS] [-- TRAIN OPTIONS]
 
   scaling   seconds, bytes sent and memory of an update on 1, 2, 4 ranks: weak and strong scaling
+  update    one update at any size: time by stage, operations, bytes, shares of the machine's peaks; beside it the published way
 """
 SCALING = """Time real runs of `train` on several numbers of ranks.
 
@@ -103,7 +105,7 @@ class ScalingArguments:
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
-    actions = {"scaling": run_scaling}
+    actions = {"scaling": run_scaling, "update": run_update}
     if not arguments or arguments[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0
@@ -148,16 +150,8 @@ def run_scaling(arguments: list[str]) -> int:
     (out / RESULTS_FILE).write_text(json.dumps(record, indent=1) + "\n")
     show(record)
     print(f"table: {out / RESULTS_FILE}")
-    write_plot(record, out / PLOT_FILE)
+    write_plot("plot_scaling", record, out / PLOT_FILE)
     return 0
-
-
-def split_words(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
-    """Divide the words at the first "--": bench's own, and those for train."""
-    if "--" not in arguments:
-        return arguments, ()
-    at = arguments.index("--")
-    return arguments[:at], tuple(arguments[at + 1 :])
 
 
 def check(parsed: ScalingArguments, train_words: tuple[str, ...]) -> None:
@@ -196,11 +190,6 @@ def time_all(jobs: list[Job], settings: Settings, places: Places, repeats: int) 
             timings[job].append(timing)
             say(f"run {index + 1}/{len(schedule)}: {job}: {timing.seconds_per_update:.3f} s an update")
     return timings, sizes
-
-
-def say(text: str) -> None:
-    """Print a line of progress."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def show(record: dict[str, Any]) -> None:
@@ -255,16 +244,3 @@ def weak_sentence(num_ranks: str, weak: dict[str, Any]) -> str:
         return f"{plain}, but ranks share cores: not a measurement of scaling"
     alone, kept = weak["control"], weak["synchronisation"]
     return f"{plain}; {num_ranks} independent runs at once keep {alone:.2f}, and synchronisation {kept:.2f} of that"
-
-
-def write_plot(record: dict[str, Any], file: Path) -> None:
-    """Draw the rows, if matplotlib is installed."""
-    try:
-        from dist_vsd.scaling.plots import plot_scaling
-    except ModuleNotFoundError as error:
-        if error.name != "matplotlib":
-            raise
-        say("no plot: matplotlib is not installed, `pip install dist_vsd[bench]` installs it")
-        return
-    plot_scaling(record, file)
-    print(f"plot:  {file}")

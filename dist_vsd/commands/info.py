@@ -9,6 +9,7 @@ import platform
 from dist_vsd import __version__
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config_files import PRESET_FOLDER, preset_names
+from dist_vsd.priors.attention_names import ATTENTIONS, why_not
 
 DESCRIPTION = """Show versions, devices and presets; or, with --world-size, which rank would own which particle."""
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "nerfacc", "deepspeed", "xformers", "wandb")
@@ -51,6 +52,8 @@ def run(arguments: list[str]) -> int:
             version = "not installed"
         print(f"  {package:<13} {version}")
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    for attention in ATTENTIONS:
+        print(f"attention {attention}: {why_not(attention, 'bf16') or 'there'}")
     print(f"devices: {', '.join(gpus) or f'CPU, {torch.get_num_threads()} threads'}")
     print("presets:")
     for name in preset_names():

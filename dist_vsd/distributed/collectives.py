@@ -164,18 +164,20 @@ class Collectives:
             total += flat
         return [part.view(shape) for part, shape in zip(total.split(sizes), shapes, strict=True)]
 
-    def any_of(self, flags: Sequence[bool]) -> list[bool]:
-        """Return, for each of some flags, whether it holds on some rank; in one message."""
-        with self._timed():
-            return [value > 0 for value in self._reduced([float(flag) for flag in flags], dist.ReduceOp.MAX)]
+    def any_of(self, flags: Sequence[bool | Tensor]) -> list[bool]:
+        """Return, for each of some flags, whether it holds on some rank; in one message.
 
-    @staticmethod
-    def _reduced(values: Sequence[float], operation: Any) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float64)
-        if is_distributed():
-            tensor = tensor.to(_device())
-            dist.all_reduce(tensor, op=operation)
-        return tensor.tolist()
+        Args:
+            flags: of the host, or () tensors of its device (a CPU-GPU sync, the only one).
+        """
+        device = next((flag.device for flag in flags if isinstance(flag, Tensor)), torch.device("cpu"))
+        numbers = [torch.full((), float(flag), device=device) if not isinstance(flag, Tensor) else flag.float() for flag in flags]
+        with self._timed():
+            tensor = torch.stack(numbers)
+            if is_distributed():
+                tensor = tensor.to(_device())
+                dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+            return [value > 0 for value in tensor.tolist()]
 
     def gather_json(self, value: Any) -> list[Any]:
         """Return every rank's value, in rank order, on all ranks.

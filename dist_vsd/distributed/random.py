@@ -9,11 +9,9 @@ some 65,000 would share a stream, and a run draws by millions. So a key is expan
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import hashlib
 import struct
-from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
@@ -106,27 +104,3 @@ def check_layout(state: Tensor, seed: int) -> None:
             f"the state of torch {torch.__version__}'s CPU generator must be {_NUM_BYTES} bytes with MT19937's {_NUM_WORDS} words from "
             f"byte {_HEAD.size} on, got {len(content)} bytes laid out otherwise: use a version of torch that setup.cfg names"
         )
-
-
-@contextlib.contextmanager
-def lent_to_global(generator: torch.Generator, device: torch.device) -> Iterator[None]:
-    """Let torch's global generators, of the CPU and of one device, draw from a keyed one meanwhile; for libraries that take none.
-
-    The CPU's goes on as ``generator`` would. A GPU's Philox takes a seed of 64 bits: the next that ``generator`` draws.
-
-    Args:
-        generator: left as it is.
-        device: whose generator is lent too, if it has one of its own.
-    """
-    is_cuda = device.type == "cuda"
-    with torch.random.fork_rng([device] if is_cuda else []):
-        torch.set_rng_state(generator.get_state())
-        if is_cuda:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(next_64_bits(generator.clone_state()))
-        yield
-
-
-def next_64_bits(generator: torch.Generator) -> int:
-    """Draw an integer from [-2^63, 2^63), as manual_seed() takes it."""
-    return int(torch.empty((), dtype=torch.int64).random_(-(2**63), None, generator=generator))

@@ -9,7 +9,7 @@ from skimage.measure import marching_cubes
 from torch import Tensor
 
 from dist_vsd.particles.radiance_field import RadianceField
-from dist_vsd.particles.volume_rendering import occupied
+from dist_vsd.particles.volume_rendering import cells_of
 
 CHUNK_POINTS = 1 << 18
 KINDS = ("mesh", "points")
@@ -28,7 +28,7 @@ def density_volume(field: RadianceField, resolution: int) -> Tensor:
     num_planes = max(1, CHUNK_POINTS // resolution**2)
     for planes, density in zip(axis.split(num_planes), volume.split(num_planes), strict=True):
         points = torch.stack(torch.meshgrid(planes, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-        full = occupied(points, field.occupancy, bound).nonzero().squeeze(-1)
+        full = cells_of(points, field.occupancy.binaries[0], bound).nonzero().squeeze(-1)
         for index in full.split(CHUNK_POINTS):
             density.view(-1)[index] = field.density(points[index])
     return volume

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from dist_vsd.objectives.objective import Batch, Cotangents
+from dist_vsd.objectives.objective import Batch, Cotangents, Objective
 from dist_vsd.objectives.objective_configs import AncestralConfig
 from dist_vsd.priors.prior import Prior, TextEmbeddings
 from dist_vsd.priors.sampling import check_sampler, sample
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from dist_vsd.score.score import Score
 
 
-class Ancestral:
+class Ancestral(Objective):
     """Plain sampling as an objective (see Objective): a particle is drawn whole, in the first update."""
 
     asks_prior, draws_particles = False, True

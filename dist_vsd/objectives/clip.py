@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from dist_vsd.objectives.objective import Batch, Cotangents
+from dist_vsd.objectives.objective import Batch, Cotangents, Objective
 from dist_vsd.objectives.objective_configs import ClipConfig
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.clip_folder import EMBEDDED_CLIP_FOLDER
@@ -29,23 +29,28 @@ MOST_BLUR, BLUR_KERNEL = 10 / 224, 15 / 224  # standard deviation and width of t
 TARGET_DISTANCE, TARGET_FOCAL_LENGTH = 4.0, 1.2**0.5 / math.tan(0.6911 / 2)
 
 
-class DreamFields:
+class DreamFields(Objective):
     """Dream Fields' objective (see Objective): CLIP's similarity, without view words, and in 3D the transmittance loss."""
 
-    asks_prior, draws_particles = False, False
+    asks_prior = False
 
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
-        self._config, self._is_flat = config.clip, config.is_flat
+        self._config, self._is_flat, self._size = config.clip, config.is_flat, config.render_size
         folder = Path(config.clip.model) if config.clip.model else EMBEDDED_CLIP_FOLDER
         self._scorer = ClipScorer.load(folder, prior.device)
         self._text = self._scorer.embed_texts([config.prompt])[0]
 
+    def draw(self, num_views: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """See Objective: the crops of each view, and what lies behind them."""
+        views = [draw_crops(self._size, self._scorer.image_size, self._config, generator) for _ in range(num_views)]
+        corners, backgrounds = zip(*views, strict=True)
+        return {"corner": torch.stack(corners), "background": torch.stack(backgrounds)}
+
     def cotangents(self, batch: Batch) -> Cotangents:
         """See Objective; the one root is the loss, summed over the renders."""
         foreground, opacity = (torch.cat([getattr(render, name) for render in batch.renders]) for name in ("foreground", "opacity"))
-        # A shot's generator goes on from view to view.
-        generators = [g for g, render in zip(batch.generators, batch.renders, strict=True) for _ in render.image]
-        loss = clip_loss(self._scorer, self._text, foreground, opacity, self._config, generators)
+        drawn = {name: torch.cat([shot[name] for shot in batch.drawn]) for name in ("corner", "background")}
+        loss = clip_loss(self._scorer, self._text, foreground, opacity, self._config, drawn["corner"], drawn["background"])
         figures = {"clip/crop_similarity": -loss.detach().mean()}
         if not self._is_flat:
             cameras = batch.cameras
@@ -55,7 +60,7 @@ class DreamFields:
 
 
 def clip_loss(
-    scorer: ClipScorer, text: Tensor, foreground: Tensor, opacity: Tensor, config: ClipConfig, generators: list[torch.Generator]
+    scorer: ClipScorer, text: Tensor, foreground: Tensor, opacity: Tensor, config: ClipConfig, corners: Tensor, backgrounds: Tensor
 ) -> Tensor:
     """Return -cos(CLIP image, CLIP text) of each render, averaged over its augmented crops (Dream Fields).
 
@@ -65,38 +70,58 @@ def clip_loss(
         foreground: (B, 3, H, W) colours premultiplied by opacity.
         opacity: (B, 1, H, W).
         config: number and size of crops.
-        generators: one a render, on the CPU.
+        corners, backgrounds: (B, ...) of draw_crops for each render.
 
     Returns:
         (B,); the gradient flows to the renders.
     """
-    crops = [augmented(f, o, scorer.image_size, config, g) for f, o, g in zip(foreground, opacity, generators, strict=True)]
+    rows = zip(foreground, opacity, corners, backgrounds, strict=True)
+    crops = [augmented(*row, config.crop_fraction) for row in rows]
     cosines = scorer.embed_images(torch.cat(crops)) @ text
     return -cosines.reshape(len(foreground), config.num_crops).mean(1)
 
 
-def augmented(foreground: Tensor, opacity: Tensor, size: int, config: ClipConfig, generator: torch.Generator) -> Tensor:
+def crop_side(fraction: float, render_size: int) -> int:
+    """Return the side of a crop, pixels."""
+    return max(1, round(fraction * render_size))
+
+
+def draw_crops(render_size: int, size: int, config: ClipConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw where the crops of a render begin, and what lies behind each.
+
+    Args:
+        render_size: height and width of the render, pixels.
+        size: of CLIP's pictures, pixels.
+        config: number and size of crops.
+        generator: on the CPU.
+
+    Returns:
+        (num_crops, 2) rows and columns of their first pixels, and (num_crops, 3, size, size) backgrounds.
+    """
+    most = render_size - crop_side(config.crop_fraction, render_size) + 1
+    corners = [torch.randint(most, (2,), generator=generator) for _ in range(config.num_crops)]
+    backgrounds = [random_background(size, generator) for _ in range(config.num_crops)]
+    return torch.stack(corners), torch.stack(backgrounds)
+
+
+def augmented(foreground: Tensor, opacity: Tensor, corner: Tensor, background: Tensor, crop_fraction: float) -> Tensor:
     """Return random crops of one render, resized, each composited on a random background.
 
     Args:
         foreground: (3, H, W) premultiplied colours.
         opacity: (1, H, W).
-        size: of CLIP's pictures, pixels.
-        config: number and size of crops.
-        generator: of all draws, on the CPU.
+        corner, background: of draw_crops.
+        crop_fraction: side of a crop over that of the render.
 
     Returns:
-        (num_crops, 3, size, size).
+        (num_crops, 3, size, size), as large as the backgrounds.
     """
     layers = torch.cat([foreground, opacity])
-    side = max(1, round(config.crop_fraction * layers.shape[-1]))
-    crops = []
-    for _ in range(config.num_crops):
-        top, left = torch.randint(layers.shape[-1] - side + 1, (2,), generator=generator).tolist()
-        crops.append(layers[:, top : top + side, left : left + side])
-    resized = nn.functional.interpolate(torch.stack(crops), (size, size), mode="bilinear", antialias=True)
-    backgrounds = torch.stack([random_background(size, generator) for _ in range(config.num_crops)]).to(foreground)
-    return resized[:, :3] + (1 - resized[:, 3:]) * backgrounds
+    within = torch.arange(crop_side(crop_fraction, layers.shape[-1]), device=layers.device)
+    rows, columns = (corner[:, axis, None] + within for axis in (0, 1))
+    crops = layers[:, rows[:, :, None], columns[:, None, :]].movedim(1, 0)  # by indices: corners are on the device, and stay there
+    resized = nn.functional.interpolate(crops, background.shape[-2:], mode="bilinear", antialias=True)
+    return resized[:, :3] + (1 - resized[:, 3:]) * background.to(resized)
 
 
 def random_background(size: int, generator: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.process import add_noise
-from dist_vsd.objectives.objective import Batch, Cotangents, of_scores
+from dist_vsd.objectives.objective import Batch, Cotangents, Objective, of_scores
 from dist_vsd.priors.prior import Prior, eps_pretrain
 
 if TYPE_CHECKING:
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from dist_vsd.score.score import Score
 
 
-class Denoising:
+class Denoising(Objective):
     """The denoising loss as an objective of theta (see Objective): it needs no phi."""
-
-    asks_prior, draws_particles = True, False
 
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
         self._prior, self._guidance_scale = prior, config.guidance_scale

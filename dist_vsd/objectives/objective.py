@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
 import torch
@@ -59,14 +60,14 @@ class Batch:
         renders: one a shot, of its V views, with theta's graph.
         cameras: B, from which they are seen.
         progress: of the run, in [0, 1).
-        generators: one a shot, for the objective's own draws, on the CPU.
+        drawn: one a shot, what the objective's ``draw`` gave for it, on the device.
         noised: for an objective that asks a diffusion model; else None.
     """
 
     renders: list[Render]
     cameras: Cameras
     progress: float
-    generators: list[torch.Generator]
+    drawn: list[Mapping[str, Tensor]]
     noised: Noised | None = None
 
 
@@ -93,10 +94,22 @@ class Objective(Protocol):
         draws_particles: whether it sets particles to samples instead of moving them (``sample``), in the first update.
     """
 
-    asks_prior: bool
-    draws_particles: bool
+    asks_prior: bool = True
+    draws_particles: bool = False
 
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None: ...
+
+    def draw(self, num_views: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw what the objective needs beside t and eps for a shot of some views; nothing by default.
+
+        Args:
+            num_views: of the shot.
+            generator: on the CPU.
+
+        Returns:
+            Tensors on the CPU, by name: Batch.drawn has them on the device.
+        """
+        return {}
 
     def cotangents(self, batch: Batch) -> Cotangents:
         """Return the gradient of the objective, summed over a micro-batch; nothing is changed by it."""

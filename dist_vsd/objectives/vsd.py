@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.guidance import classifier_free_guidance
-from dist_vsd.objectives.objective import Batch, Cotangents, of_scores
+from dist_vsd.objectives.objective import Batch, Cotangents, Objective, of_scores
 from dist_vsd.priors.prior import Prior, Text, eps_pretrain
 from dist_vsd.score.score import Score
 
@@ -17,10 +17,8 @@ if TYPE_CHECKING:
     from dist_vsd.config import RunConfig
 
 
-class Vsd:
+class Vsd(Objective):
     """ProlificDreamer's objective (see Objective): it needs phi."""
-
-    asks_prior, draws_particles = True, False
 
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
         assert score is not None

@@ -1,4 +1,4 @@
-"""The multi-resolution hash grid of Instant-NGP (Mueller et al. 2022, section 3), in plain torch: the encoding for 512 pixels."""
+"""The multi-resolution hash grid of Instant-NGP (Mueller et al. 2022, section 3): the encoding for 512 pixels."""
 
 from __future__ import annotations
 
@@ -7,10 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from dist_vsd.kernels.hash_encoding import hash_encode
 from dist_vsd.particles.particle_configs import HashGridConfig
-
-# Instant-NGP, equation 4: the first coordinate is not multiplied, for coherence of memory accesses.
-PRIMES = (1, 2_654_435_761, 805_459_861)
 
 
 def level_resolutions(config: HashGridConfig) -> list[int]:
@@ -38,25 +36,12 @@ class HashGrid(nn.Module):
         )
         self.num_outputs = config.num_levels * config.num_features
         self.finest_resolution = self.resolutions[-1]
-        corners = torch.tensor([[(i >> axis) & 1 for axis in range(3)] for i in range(8)])
-        self.register_buffer("corners", corners, persistent=False)
 
-    def vertex_index(self, vertices: Tensor, resolution: int, size: int) -> Tensor:
-        """Map integer (..., 3) vertices to table entries: one to one where the table is large enough, hashed elsewhere."""
-        if (resolution + 1) ** 3 <= size:
-            return (vertices[..., 2] * (resolution + 1) + vertices[..., 1]) * (resolution + 1) + vertices[..., 0]
-        x, y, z = (vertices * vertices.new_tensor(PRIMES)).unbind(-1)
-        return (x ^ y ^ z) % size
+    def forward(self, points: Tensor, count: Tensor | None = None) -> Tensor:
+        """Encode (N, 3) points in [-1, 1]^3 as (N, num_outputs) features; the gradient flows to the tables alone.
 
-    def forward(self, points: Tensor) -> Tensor:
-        """Encode (N, 3) points in [-1, 1]^3 as (N, num_outputs) features; the gradient flows to the tables alone."""
-        unit = ((points + 1) / 2).clamp(0.0, 1.0)
-        features = []
-        for resolution, table in zip(self.resolutions, self.tables, strict=True):
-            scaled = unit * resolution
-            lower = scaled.floor().clamp(max=resolution - 1)
-            fraction = (scaled - lower)[:, None]
-            weight = torch.where(self.corners.bool(), fraction, 1 - fraction).prod(-1)
-            index = self.vertex_index(lower.long()[:, None] + self.corners, resolution, table.shape[0])
-            features.append((weight[..., None] * table[index]).sum(1))
-        return torch.cat(features, -1)
+        Args:
+            points: (N, 3).
+            count: see hash_encode.
+        """
+        return hash_encode(points, list(self.tables), self.resolutions, count)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class ImageParticle(Particle):
             image = nn.functional.interpolate(image, (size, size), mode="bilinear", antialias=True)
         return image
 
-    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+    def render(self, cameras: Cameras, size: int, drawn: Mapping[str, Tensor] | None = None) -> Render:
         """Return the picture, resized to ``size`` if it has another, once for each camera."""
         image = self.picture(size).expand(len(cameras), -1, -1, -1)
         return Render(image, torch.ones_like(image[:, :1]), image, {})

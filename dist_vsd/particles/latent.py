@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ class LatentParticle(Particle):
         shape = (1, config.channels, config.resolution, config.resolution)
         self.x_0 = nn.Parameter(config.initial_std * torch.randn(shape, generator=generator))
 
-    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+    def render(self, cameras: Cameras, size: int, drawn: Mapping[str, Tensor] | None = None) -> Render:
         """Return x_0 once for each camera, of its own size."""
         x_0 = self.x_0.expand(len(cameras), -1, -1, -1)
         return Render(x_0, torch.ones_like(x_0[:, :1]), x_0, {})

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dist_vsd.optimizer import load_optimizer_tensors, optimizer_tensors
 from dist_vsd.particles.particle import Particle
-from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors
 
 ADAM_BETAS, ADAM_EPS = (0.9, 0.99), 1e-15  # of theta, as in both public implementations (VSD of hash grids)
 THETA, OPTIMIZER = "theta/", "optimizer/"
@@ -49,7 +49,7 @@ class OwnedParticle:
         for group in groups:
             for parameter in group["params"]:
                 parameter.requires_grad_(True)
-        return OwnedParticle(particle, theta, torch.optim.Adam(groups, betas=ADAM_BETAS, eps=ADAM_EPS, foreach=True))
+        return OwnedParticle(particle, theta, torch.optim.Adam(groups, betas=ADAM_BETAS, eps=ADAM_EPS, fused=True))
 
     @property
     def parameters(self) -> list[Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -50,13 +50,26 @@ class Particle(nn.Module):
 
     is_latent = False
 
-    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+    def draw(self, num_views: int, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Draw what a render of some views takes, such as sample positions and a background; nothing by default.
+
+        Args:
+            num_views: of the render.
+            size: height and width in pixels.
+            generator: on the CPU.
+
+        Returns:
+            Tensors on the CPU, by name: ``render`` is given them on the particle's device.
+        """
+        return {}
+
+    def render(self, cameras: Cameras, size: int, drawn: Mapping[str, Tensor] | None = None) -> Render:
         """Render g(theta, c); the gradient flows to theta.
 
         Args:
             cameras: B cameras on the particle's device.
             size: height and width in pixels.
-            generator: of the random sample positions and the background, on the CPU; None renders without randomness.
+            drawn: of ``draw``, on the particle's device; None renders without randomness.
         """
         raise TypeError(f"{type(self).__name__} does not render")
 

@@ -62,6 +62,14 @@ class RadianceFieldConfig:
     """Width of the MLP's one hidden layer."""
     num_samples: int = 48
     """Samples on a ray through the cube."""
+    samples_per_ray: int = 0
+    """Samples in occupied cells that the rays of an image have on average at most; an image with more is thinned evenly. 0: no limit."""
+    visible_per_ray: int = 0
+    """Likewise of those that no surface hides; 0: as samples_per_ray."""
+    hidden_below: float = 0.0
+    """Share of a sample's light that gets to the eye below which it is hidden and asked without a gradient alone (1e-4). 0: none is."""
+    tile_points: int = 0
+    """Points of a field that are held for the backward pass at once; more are asked tile by tile, and then once more. 0: all are held."""
     density_strength: float = 10.0
     """Height of the density's start, softplus(raw + strength (1 - |x| / radius)): a soft ball (negative: a hollow one)."""
     density_radius: float = 0.5
@@ -91,7 +99,10 @@ class RadianceFieldConfig:
         for name in ("hidden_width", "num_samples", "occupancy_resolution", "occupancy_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"field.{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("origin_decay", "random_background_share"):
+        for name in ("samples_per_ray", "visible_per_ray", "tile_points"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"field.{name} must be 0 or more, got {getattr(self, name)}: raise --field.{name.replace('_', '-')}")
+        for name in ("origin_decay", "random_background_share", "hidden_below"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"field.{name} must be in [0, 1], got {getattr(self, name)}: change --field.{name.replace('_', '-')}")
         if self.bound <= 0 or self.density_radius <= 0:

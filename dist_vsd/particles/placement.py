@@ -113,9 +113,9 @@ class Offloaded:
 
 
 def _tensors(particle: OwnedParticle) -> Iterator[Tensor]:
-    """Yield everything of a particle that is as large as it: parameters, grids, moments; always in the same order."""
+    """Yield everything of a particle: parameters, grids, moments with their count; always in the same order."""
     yield from particle.theta.parameters()
     yield from particle.theta.buffers()
     for parameter in particle.theta.parameters():
         state = particle.optimizer.state.get(parameter, {})
-        yield from (value for name, value in sorted(state.items()) if name != "step")
+        yield from (value for _, value in sorted(state.items()))

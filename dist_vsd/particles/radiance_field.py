@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-import nerfacc
 import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
-from dist_vsd.distributed.random import lent_to_global
 from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid
+from dist_vsd.particles.occupancy import make_grid, refresh
 from dist_vsd.particles.particle import Particle, Render
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
-from dist_vsd.particles.volume_rendering import has_marching_kernels, render_marched, render_stratified
+from dist_vsd.particles.volume_rendering import Sampling, render_rays
 
 # Colours reach a little beyond [0, 1] (as in mip-NeRF). With a plain sigmoid the early pull towards a pure colour drives the
 # raw values so far out that a part of another colour, a green duck's orange beak, never comes back.
@@ -41,9 +41,9 @@ class RadianceField(Particle):
         if config.background == "learned":
             self.background_hidden = _linear(3, 16, generator)
             self.background_output = _linear(16, 3, generator)
-        bound = config.bound
-        self.occupancy = nerfacc.OccGridEstimator([-bound] * 3 + [bound] * 3, resolution=config.occupancy_resolution)
-        self.occupancy.binaries.fill_(True)  # until the first refresh nothing is known to be empty
+        names = ("num_samples", "samples_per_ray", "visible_per_ray", "hidden_below", "tile_points")
+        self.sampling = Sampling(config.bound, **{name: getattr(config, name) for name in names})
+        self.occupancy = make_grid(config.bound, config.occupancy_resolution)
         if config.track_origin:
             self.register_buffer("origin", torch.zeros(3))
 
@@ -59,22 +59,30 @@ class RadianceField(Particle):
         """Return (N,) densities at (N, 3) points."""
         return self(points)[0]
 
-    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+    def draw(self, num_views: int, size: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """See Particle: where on its ray's intervals each ray is sampled and, if it is random, the background of each view."""
+        drawn = {"offset": torch.rand(num_views * size * size, generator=generator)}
+        if self.config.background == "random":
+            drawn["background"] = torch.rand(num_views, 3, generator=generator)
+        return drawn
+
+    def render(self, cameras: Cameras, size: int, drawn: Mapping[str, Tensor] | None = None) -> Render:
         """Render B images by volume rendering; see Particle.render.
 
         Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, of the pixels' opacity;
         ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays.
         """
         config = self.config
-        batch, device = len(cameras), cameras.c2w.device
+        batch = len(cameras)
         origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
         if config.track_origin:
             origins = origins + self.origin
         num_rays = origins.shape[0]
-        offset = torch.full((num_rays,), 0.5) if generator is None else torch.rand(num_rays, generator=generator)
-        march = render_marched if device.type == "cuda" and has_marching_kernels() else render_stratified
-        rays = march(self, self.occupancy, origins, directions, config.bound, config.num_samples, offset.to(origins))
-        background = self._background(directions, batch, generator)
+        offset = origins.new_full((num_rays,), 0.5) if drawn is None else drawn["offset"].to(origins)
+        rays = render_rays(
+            self, self.density, self.occupancy.binaries[0], origins, directions, offset, num_rays // batch, self.sampling
+        )
+        background = self._background(directions, batch, drawn)
         color = rays.color + (1 - rays.opacity[:, None]) * background
 
         return Render(
@@ -89,13 +97,12 @@ class RadianceField(Particle):
             },
         )
 
-    def _background(self, directions: Tensor, batch: int, generator: torch.Generator | None) -> Tensor:
+    def _background(self, directions: Tensor, batch: int, drawn: Mapping[str, Tensor] | None) -> Tensor:
         """Return the (N, 3) colours behind N rays."""
         if self.config.background == "learned":
             return self.background_output(torch.relu(self.background_hidden(directions))).sigmoid()
-        if self.config.background == "random" and generator is not None:
-            colors = torch.rand(batch, 3, generator=generator).to(directions)
-            return colors.repeat_interleave(directions.shape[0] // batch, 0)
+        if self.config.background == "random" and drawn is not None:
+            return drawn["background"].to(directions).repeat_interleave(directions.shape[0] // batch, 0)
         return torch.ones_like(directions)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
@@ -118,22 +125,10 @@ class RadianceField(Particle):
     def after_update(self, update: int, generator: torch.Generator, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Refresh the occupancy grid."""
         config = self.config
-        step = 2 * config.bound / config.num_samples
-        # nerfacc draws from the global generators: lend it ours, so that the grid does not depend on the layout.
-        with lent_to_global(generator, self.occupancy.binaries.device):
-            self.occupancy.train()
-            self.occupancy.update_every_n_steps(
-                step=update,
-                occ_eval_fn=lambda points: (self.density(points) * step)[:, None],
-                occ_thre=config.occupancy_threshold,
-                n=config.occupancy_every,
-            )
+        step, number = 2 * config.bound / config.num_samples, update // config.occupancy_every
+        refresh(self.occupancy, self.density, config.bound, step, number, config.occupancy_threshold)
         if config.track_origin:
             self._follow_center_of_mass()
-        # Widen by a cell: a part that begins to grow outwards must not be cut off until the next refresh.
-        widened = nn.functional.max_pool3d(self.occupancy.binaries.float()[None], 3, stride=1, padding=1)[0] > 0
-        self.occupancy.binaries.copy_(widened)
-
 
     def _follow_center_of_mass(self) -> None:
         """Move the origin towards the centre of mass of the density that the occupancy grid has seen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ class SirenParticle(Particle):
         y, x = torch.meshgrid(axis, axis, indexing="ij")
         return self(torch.stack([x, y], -1).reshape(-1, 2)).T.reshape(1, 3, size, size)
 
-    def render(self, cameras: Cameras, size: int, generator: torch.Generator | None = None) -> Render:
+    def render(self, cameras: Cameras, size: int, drawn: Mapping[str, Tensor] | None = None) -> Render:
         """Return the picture at ``size`` pixels, once for each camera."""
         image = self.picture(size).expand(len(cameras), -1, -1, -1)
         return Render(image, torch.ones_like(image[:, :1]), image, {})

@@ -1,23 +1,54 @@
-"""Volume rendering of a radiance field, skipping empty space; compositing is nerfacc's (Li et al. 2023).
+"""Volume rendering of a radiance field, skipping empty space and what opaque surfaces hide.
 
-Two ways to choose samples end in the same functions. Stratified samples are laid on every ray, and only those in occupied cells are
-evaluated: plain torch, on any device. On CUDA, where somebody has compiled nerfacc's own kernels, it marches through its occupancy grid
-instead; no current torch compiles them (nerfacc 0.5.3 clashes with C++20's std::lerp), so most GPUs have none.
+Samples are laid evenly on each ray, kept where their cell is occupied, and packed (kernels/sampling.py); the field is asked at them, tile
+by tile if memory asks for it; and they are composited (kernels/compositing.py). The kernels' number of slots is fixed by a budget, so that
+on an accelerator nothing waits for it; on a CPU, which has nothing to wait for, there are as many slots as samples.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
-import importlib.util
 import math
 from collections.abc import Callable
 
-import nerfacc
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-Field = Callable[[Tensor], tuple[Tensor, Tensor]]  # (N, 3) points -> (N,) densities, (N, 3) colours
+from dist_vsd.kernels.compositing import accumulate, composite, visible
+from dist_vsd.kernels.sampling import Samples, sample_occupied
+
+Density = Callable[[Tensor], Tensor]  # (M, 3) points -> (M,) densities, 1 / scene units
+Field = Callable[[Tensor], tuple[Tensor, Tensor]]  # (M, 3) points -> (M,) densities, (M, 3) colours
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampling:
+    """Where rays are sampled, and how many samples are held.
+
+    Attributes:
+        bound: half the side of the cube that holds the field, scene units.
+        num_samples: intervals of a ray's way through the cube.
+        samples_per_ray: samples that the rays of an image have on average at most; an image that would have more is thinned evenly
+            (kernels/sampling.py). 0: no limit.
+        visible_per_ray: likewise, of those that are not hidden; 0: as samples_per_ray.
+        hidden_below: share of light from a sample to the eye below which it is hidden, and asked without a gradient alone; 0: none is.
+        tile_points: points whose activations are held at once: the field is asked tile by tile, and asked again in the backward pass.
+            0: all are held.
+    """
+
+    bound: float
+    num_samples: int
+    samples_per_ray: int = 0
+    visible_per_ray: int = 0
+    hidden_below: float = 0.0
+    tile_points: int = 0
+
+    def budget(self, rays_per_image: int, per_ray: int, device: torch.device) -> int | None:
+        """Return the slots of an image; None where there is no limit and nobody has to wait for the number."""
+        if not per_ray and device.type == "cpu":
+            return None
+        return rays_per_image * min(per_ray or self.num_samples, self.num_samples)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,23 +58,19 @@ class Rays:
     Attributes:
         color: (N, 3) premultiplied by opacity, without a background.
         opacity: (N,) in [0, 1].
-        weights: (M,) of the points at which the field was asked.
-        depth: (M,) of these points along their rays, scene units.
-        ray: (M,) index of the ray of each.
-        num_samples: on a ray through the whole cube, before those in empty cells are skipped.
+        weights: (M,) of the samples at which the field was asked; 0 in slots that are left over.
+        samples: where these are.
     """
 
     color: Tensor
     opacity: Tensor
     weights: Tensor
-    depth: Tensor
-    ray: Tensor
-    num_samples: int
+    samples: Samples
 
     @property
     def num_evaluated(self) -> int:
-        """Points at which the field was asked."""
-        return self.weights.numel()
+        """Samples at which the field was asked with a gradient (a CPU-GPU sync)."""
+        return int(self.samples.count)
 
     def opacity_entropy(self) -> Tensor:
         """Return the mean binary entropy of the rays' opacity, nats: a pixel should be solid or empty."""
@@ -58,120 +85,78 @@ class Rays:
         H(1e-5) = 1.8e-4, which has no gradient), and num_samples stands for the 96 whatever the length of a ray in the cube.
         threestudio has no such term: its ``opaque`` is on the opacity, in nats, as opacity_entropy().
         """
-        return _binary_entropy(self.weights).sum() / (math.log(2) * self.opacity.numel() * self.num_samples)
+        bits = torch.where(self.samples.filled(), _binary_entropy(self.weights), 0).sum() / math.log(2)
+        return bits / (self.opacity.numel() * self.samples.num_samples)
 
     def depth_variance(self) -> Tensor:
         """Return the mean, over rays that are more than half opaque, of the variance of depth along a ray, scene units squared.
 
         The z-variance of HiFA (Zhu et al. 2023): it is small where a ray meets one thin surface.
         """
-        opacity = self.opacity.clamp_min(1e-5)
-        weights = self.weights / opacity[self.ray]
-        mean = self.opacity.new_zeros(self.opacity.shape).index_add(0, self.ray, weights * self.depth)
-        spread = weights * (self.depth - mean[self.ray]).square()
-        variance = self.opacity.new_zeros(self.opacity.shape).index_add(0, self.ray, spread)
+        ray, t = self.samples.ray, self.samples.t
+        weights = self.weights / self.opacity.clamp_min(1e-5)[ray]
+        mean = accumulate(weights * t, self.samples)
+        variance = accumulate(weights * (t - mean[ray]).square(), self.samples)
         solid = (self.opacity.detach() > 0.5).to(variance)
         return (variance * solid).sum() / solid.sum().clamp_min(1.0)
 
 
-@functools.cache
-def has_marching_kernels() -> bool:
-    """Say whether nerfacc's CUDA kernels are there as a compiled module; it would otherwise call a compiler at the first render."""
-    return importlib.util.find_spec("nerfacc.csrc") is not None
+def cells_of(points: Tensor, binaries: Tensor, bound: float) -> Tensor:
+    """Return a boolean for each of (..., 3) points: whether its cell of (R, R, R) binaries is occupied."""
+    resolution = binaries.shape[-1]
+    x, y, z = ((points + bound) * (resolution / (2 * bound))).long().clamp_(0, resolution - 1).unbind(-1)
+    return binaries.reshape(-1)[(x * resolution + y) * resolution + z]
 
 
-def box_interval(origins: Tensor, directions: Tensor, bound: float) -> tuple[Tensor, Tensor]:
-    """Intersect rays with the cube [-bound, bound]^3.
-
-    Args:
-        origins, directions: (N, 3).
-        bound: half the cube's side.
-
-    Returns:
-        (N,) entry and exit distances; equal where a ray misses the cube.
-    """
-    inverse = 1.0 / torch.where(directions.abs() < 1e-9, torch.full_like(directions, 1e-9), directions)
-    low, high = (-bound - origins) * inverse, (bound - origins) * inverse
-    near = torch.minimum(low, high).amax(-1).clamp_min(0.0)
-    far = torch.maximum(low, high).amin(-1)
-    return near, torch.maximum(near, far)
-
-
-def occupied(points: Tensor, estimator: nerfacc.OccGridEstimator, bound: float) -> Tensor:
-    """Return a boolean for each of (..., 3) points: whether its cell of the occupancy grid is occupied."""
-    resolution = estimator.resolution.tolist()
-    scale = points.new_tensor([r / (2 * bound) for r in resolution])
-    cell = ((points + bound) * scale).long().clamp_(min=0)
-    cell = torch.minimum(cell, cell.new_tensor(resolution) - 1)
-    index = (cell[..., 0] * resolution[1] + cell[..., 1]) * resolution[2] + cell[..., 2]
-    return estimator.binaries.reshape(-1)[index]
-
-
-def render_stratified(
+def render_rays(
     field: Field,
-    estimator: nerfacc.OccGridEstimator,
+    density: Density,
+    binaries: Tensor,
     origins: Tensor,
     directions: Tensor,
-    bound: float,
-    num_samples: int,
     offset: Tensor,
+    rays_per_image: int,
+    sampling: Sampling,
 ) -> Rays:
-    """Render with evenly spaced samples in the cube, shifted on each ray by ``offset``; works on any device.
+    """Render rays with evenly spaced samples in the cube, shifted on each ray by ``offset``.
 
     Args:
-        field: asked only at points in occupied cells.
-        estimator: the occupancy grid.
+        field: asked at samples in occupied cells alone.
+        density: the same field's, where colours do not matter.
+        binaries: (R, R, R) booleans, the cells that are not empty.
         origins, directions: (N, 3); directions of unit length.
-        bound: half the cube's side.
-        num_samples: samples on each ray.
         offset: (N,) in [0, 1), in units of a step; 0.5 is the middle of each interval.
+        rays_per_image: rays that share a budget.
+        sampling: how many samples there are.
     """
-    near, far = box_interval(origins, directions, bound)
-    step = ((far - near) / num_samples)[:, None]
-    edges = torch.arange(num_samples, device=origins.device, dtype=origins.dtype)
-    t_starts = near[:, None] + edges * step
-    t_ends = t_starts + step
-    t = t_starts + offset[:, None] * step
-    points = origins[:, None] + t[..., None] * directions[:, None]
-    active = (occupied(points, estimator, bound) & (step > 0)).reshape(-1).nonzero().squeeze(-1)
-    density, color = field(points.reshape(-1, 3)[active])
-    densities = density.new_zeros(t.numel()).index_put((active,), density).view_as(t)
-    weights, _, _ = nerfacc.render_weight_from_density(t_starts, t_ends, densities)
-    return _accumulate(weights.reshape(-1)[active], color, t.reshape(-1)[active], active // num_samples, origins.shape[0], num_samples)
+    device = origins.device
+    budget = sampling.budget(rays_per_image, sampling.samples_per_ray, device)
+    samples = sample_occupied(origins, directions, offset, binaries, sampling.bound, sampling.num_samples, rays_per_image, budget)
+    if sampling.hidden_below > 0:
+        with torch.no_grad():
+            densities = in_tiles(density, samples.points(origins, directions), sampling.tile_points)
+        budget = sampling.budget(rays_per_image, sampling.visible_per_ray or sampling.samples_per_ray, device)
+        samples = visible(densities, samples, budget, sampling.hidden_below)
+    densities, colors = in_tiles(field, samples.points(origins, directions), sampling.tile_points)
+    composited = composite(densities, colors, samples)
+    return Rays(composited.color, composited.opacity, composited.weights, samples)
 
 
-def render_marched(
-    field: Field,
-    estimator: nerfacc.OccGridEstimator,
-    origins: Tensor,
-    directions: Tensor,
-    bound: float,
-    num_samples: int,
-    offset: Tensor,
-) -> Rays:
-    """Render by nerfacc's marching through the occupancy grid (CUDA alone); arguments as render_stratified's.
+def in_tiles(field: Callable[[Tensor], Tensor | tuple[Tensor, ...]], points: Tensor, size: int) -> Tensor | tuple[Tensor, ...]:
+    """Ask a field at (M, 3) points, ``size`` of them at a time (0: at once).
 
-    nerfacc's own jitter would come from the global generator: each ray starts ``offset`` steps later instead.
+    Of each tile nothing but the result is kept: in the backward pass it is asked again. The memory of one tile for the time of two
+    passes; the numbers are the same, and the gradient of the field's parameters to the rounding of its sum over tiles.
     """
-    step = 2 * bound * 3**0.5 / num_samples
-    with torch.no_grad():
-        ray, t_starts, t_ends = estimator.sampling(
-            origins.contiguous(), directions.contiguous(), render_step_size=step, t_min=offset * step
-        )
-    t = (t_starts + t_ends) / 2
-    points = origins[ray] + t[:, None] * directions[ray]
-    density, color = field(points)
-    weights, _, _ = nerfacc.render_weight_from_density(t_starts, t_ends, density, ray_indices=ray, n_rays=origins.shape[0])
-    return _accumulate(weights, color, t, ray, origins.shape[0], num_samples)
+    if size == 0 or points.shape[0] <= size:
+        return field(points)
+    parts = [checkpoint(field, tile, use_reentrant=False, preserve_rng_state=False) for tile in points.split(size)]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(parts)
+    return tuple(torch.cat(columns) for columns in zip(*parts, strict=True))
 
 
 def _binary_entropy(probability: Tensor) -> Tensor:
     """Return -p ln p - (1 - p) ln(1 - p) of each, nats; p is kept 1e-5 away from 0 and 1, beyond which there is no gradient."""
     p = probability.clamp(1e-5, 1 - 1e-5)
     return -(p * p.log() + (1 - p) * (1 - p).log())
-
-
-def _accumulate(weights: Tensor, color: Tensor, depth: Tensor, ray: Tensor, num_rays: int, num_samples: int) -> Rays:
-    accumulated = nerfacc.accumulate_along_rays(weights, color, ray_indices=ray, n_rays=num_rays)
-    opacity = nerfacc.accumulate_along_rays(weights, None, ray_indices=ray, n_rays=num_rays)
-    return Rays(accumulated, opacity.squeeze(-1), weights, depth, ray, num_samples)

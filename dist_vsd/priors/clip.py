@@ -24,7 +24,7 @@ class ClipScorer:
 
     def __init__(self, model: CLIPModel, tokenizer: CLIPTokenizer, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         self.model, self.tokenizer = model.requires_grad_(False).eval(), tokenizer
-        self.mean, self.std = torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
+        self.mean, self.std = (torch.tensor(moment, device=model.device)[:, None, None] for moment in (mean, std))
         self.image_size = model.config.vision_config.image_size
 
     @staticmethod
@@ -53,8 +53,7 @@ class ClipScorer:
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = nn.functional.interpolate(images, size, mode="bicubic", antialias=True)
-        mean, std = self.mean.to(images.device), self.std.to(images.device)
-        return _unit(self.model.get_image_features(pixel_values=(images - mean) / std))
+        return _unit(self.model.get_image_features(pixel_values=(images - self.mean) / self.std))
 
 
 def _unit(features: object) -> Tensor:

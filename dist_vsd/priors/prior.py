@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -21,36 +21,48 @@ class Text:
     Attributes:
         tokens: (B, num_tokens, width) embeddings of the tokens.
         pooled: (B, pooled_width) embeddings of the whole texts, which SDXL's denoiser wants beside them; else None.
+        projected: (B, N) what the prior's own network makes of the tokens before anything else, whatever x_t and t: the keys and values
+            of its attention to the text, which are computed once a text and not in every pass; None: the network computes them.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
+    projected: Tensor | None = None
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
     def __getitem__(self, index: slice | Tensor | list[int]) -> Text:
         """Return the rows of an index."""
-        return Text(self.tokens[index], None if self.pooled is None else self.pooled[index])
+        return self._each(lambda rows: rows[index])
 
     def expand(self, count: int) -> Text:
         """Repeat one row ``count`` times, without copying."""
-        return Text(self.tokens.expand(count, -1, -1), None if self.pooled is None else self.pooled.expand(count, -1))
+        return self._each(lambda rows: rows.expand(count, *rows.shape[1:]))
 
     def lerp(self, other: Text, weight: Tensor) -> Text:
-        """Return (1 - weight) self + weight other, for (B,) weights."""
-        mixed = [
-            None if a is None or b is None else torch.lerp(a, b, weight.to(a).reshape(-1, *[1] * (a.ndim - 1)))
-            for a, b in ((self.tokens, other.tokens), (self.pooled, other.pooled))
-        ]
-        assert mixed[0] is not None
-        return Text(mixed[0], mixed[1])
+        """Return (1 - weight) self + weight other, for (B,) weights; keys and values are linear in the tokens, and follow."""
+
+        def mix(a: Tensor, b: Tensor) -> Tensor:
+            return torch.lerp(a, b, weight.to(a).reshape(-1, *[1] * (a.ndim - 1)))
+
+        pairs = ((self.pooled, other.pooled), (self.projected, other.projected))
+        return Text(mix(self.tokens, other.tokens), *(None if a is None or b is None else mix(a, b) for a, b in pairs))
 
     @staticmethod
     def cat(texts: Sequence[Text]) -> Text:
         """Join texts into one batch."""
-        pooled = [text.pooled for text in texts if text.pooled is not None]
-        return Text(torch.cat([text.tokens for text in texts]), torch.cat(pooled) if pooled else None)
+
+        def join(rows: list[Tensor | None]) -> Tensor | None:
+            known = [one for one in rows if one is not None]
+            return torch.cat(known) if len(known) == len(texts) else None
+
+        tokens = torch.cat([text.tokens for text in texts])
+        return Text(tokens, join([text.pooled for text in texts]), join([text.projected for text in texts]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
+        pooled, projected = (None if rows is None else change(rows) for rows in (self.pooled, self.projected))
+        return Text(change(self.tokens), pooled, projected)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +86,11 @@ class TextEmbeddings:
         weights = None if self.negative_weights is None else self.negative_weights[:, index]
         uncond = None if self.uncond is None else self.uncond[index]
         return TextEmbeddings(self.cond[index], uncond, tuple(text[index] for text in self.negatives), weights)
+
+    def expand(self, count: int) -> TextEmbeddings:
+        """Repeat one prompt, without what Perp-Neg adds, ``count`` times, without copying."""
+        assert not self.negatives
+        return TextEmbeddings(self.cond.expand(count), None if self.uncond is None else self.uncond.expand(count))
 
 
 class Network(Protocol):

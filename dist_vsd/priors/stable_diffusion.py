@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import VariancePreserving
-from dist_vsd.priors.networks import load_network
+from dist_vsd.priors.attention import use_attention
+from dist_vsd.priors.networks import load_network, placed
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
 from dist_vsd.priors.prior import Text, TextEmbeddings
 from dist_vsd.priors.text_encoder import embed_texts
+from dist_vsd.priors.text_projections import TextProjections
 
 # What two UNets must share to look at the same x_t and to read the same texts.
 SHARED_BY_UNETS = ("in_channels", "cross_attention_dim", "addition_embed_type", "projection_class_embeddings_input_dim")
@@ -24,13 +29,15 @@ class DenoisingUnet(nn.Module):
     Args:
         unet: of diffusers.
         process: what it predicts.
+        takes_projected: whether texts come with keys and values that this very network has made; else it makes its own.
     """
 
     adapted = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of every attention
 
-    def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving) -> None:
+    def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving, takes_projected: bool = True) -> None:
         super().__init__()
         self.unet, self.process = unet, process
+        self.takes_projected, self._text_projections = takes_projected, TextProjections(unet)
 
     @property
     def time_embedding(self) -> nn.Module:
@@ -54,8 +61,18 @@ class DenoisingUnet(nn.Module):
             height, width = (SDXL_LATENT_SCALE * side for side in x_t.shape[-2:])
             time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
             conditions = {"text_embeds": y.pooled.to(unet.dtype), "time_ids": time_ids.expand(len(x_t), -1)}
-        prediction = unet(x_t.to(unet.dtype), t, y.tokens.to(unet.dtype), added_cond_kwargs=conditions).sample
-        return prediction.to(x_t.dtype)
+        with self._given(y):
+            prediction = unet(x_t.to(unet.dtype), t, y.tokens.to(unet.dtype), added_cond_kwargs=conditions).sample
+        return prediction.to(x_t.dtype)  # before any difference is taken of it
+
+    def projected(self, y: Text) -> Text:
+        """Return texts with the keys and values that this network makes of them."""
+        return dataclasses.replace(y, projected=self._text_projections.of(y.tokens.to(self.unet.dtype)))
+
+    def _given(self, y: Text) -> contextlib.AbstractContextManager[None]:
+        if not self.takes_projected or y.projected is None:
+            return contextlib.nullcontext()
+        return self._text_projections.given(y.projected.to(self.unet.dtype))
 
 
 class StableDiffusionPrior:
@@ -69,9 +86,11 @@ class StableDiffusionPrior:
         image_size: of the images that encode() wants, pixels.
         latent_shape: (channels, h, w) of its x_0.
         scaling_factor: between the VAE's latents and x_0.
+        attention: what computes the UNets' attention.
     """
 
     knows_cameras, views_per_shot = False, 1
+    attention = "sdpa"
 
     def __init__(
         self, unet: UNet2DConditionModel, vae: AutoencoderKL, process: VariancePreserving, folder: PipelineFolder | None = None
@@ -96,7 +115,7 @@ class StableDiffusionPrior:
         folder = find_pipeline(prior)
         unet = load_network(UNet2DConditionModel, folder, "unet", dtype)
         vae = load_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
-        return StableDiffusionPrior(unet.to(device), vae.to(device), _read_process(folder).to(device), folder)
+        return StableDiffusionPrior(placed(unet, device), placed(vae, device), _read_process(folder).to(device), folder)
 
     @property
     def device(self) -> torch.device:
@@ -125,6 +144,11 @@ class StableDiffusionPrior:
         """See DenoisingUnet."""
         return self.network(x_t, t, y, cameras)
 
+    def use_attention(self, attention: str) -> None:
+        """Let the UNet, and those of network_of(), attend by a back end of attention_names.ATTENTIONS that is there."""
+        self.attention = attention
+        use_attention(self.unet, attention)
+
     def network_of(self, name: str) -> DenoisingUnet:
         """Load another checkpoint's UNet and process alone, for a phi that does not sit on this one's.
 
@@ -138,7 +162,8 @@ class StableDiffusionPrior:
         if self.folder is not None:
             check_unet_fits(folder, self.folder)
         unet = load_network(UNet2DConditionModel, folder, "unet", self.unet.dtype)
-        return DenoisingUnet(unet.to(self.device), _read_process(folder).to(self.device))
+        use_attention(unet, self.attention)
+        return DenoisingUnet(placed(unet, self.device), _read_process(folder).to(self.device), takes_projected=False)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Embed prompts, from the cache or by the text encoders (see embed_texts).
@@ -157,7 +182,8 @@ class StableDiffusionPrior:
         uncond = rows[-1:]
         if folder.zeros_for_empty_prompt and not negative_prompt:
             uncond = Text(torch.zeros_like(uncond.tokens), None if uncond.pooled is None else torch.zeros_like(uncond.pooled))
-        return TextEmbeddings(rows[:-1], uncond.expand(len(prompts)))
+        rows = self.network.projected(Text.cat([rows[:-1], uncond]))
+        return TextEmbeddings(rows[:-1], rows[-1:].expand(len(prompts)))
 
 
 def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:

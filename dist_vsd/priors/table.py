@@ -10,6 +10,9 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from dist_vsd.priors.architecture_names import is_random_prior
+from dist_vsd.priors.attention_names import ATTENTIONS
+
 if TYPE_CHECKING:
     import torch
 
@@ -26,17 +29,25 @@ class PriorRow:
             ValueError, in one line, for what can't be used.
         means: whether a name, as --prior takes it, is of this kind.
         views_per_shot: V, how many views of a particle it scores together.
+        attentions: what can compute its attention, of attention_names.ATTENTIONS; more than sdpa means that it has ``use_attention``.
     """
 
     made_by: str
     checked_by: str
     means: Callable[[str], bool]
     views_per_shot: int = 1
+    attentions: tuple[str, ...] = ("sdpa",)
 
-    def load(self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Prior:
+    def load(
+        self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+    ) -> Prior:
         """Load a prior of this kind; ValueError if it can't be used."""
         kind = pkgutil.resolve_name(self.made_by)
-        return kind.load(name, device) if dtype is None else kind.load(name, device, dtype)
+        prior = kind.load(name, device) if dtype is None else kind.load(name, device, dtype)
+        if attention != "sdpa":
+            assert attention in self.attentions, (attention, self.attentions)  # require_attention() is asked before
+            prior.use_attention(attention)
+        return prior
 
     def check(self, name: str, texts: Sequence[str], prior_of_phi: str = "") -> None:
         """Refuse what can't be used, before anything is loaded or written; ValueError in one line."""
@@ -49,6 +60,13 @@ PRIORS: dict[str, PriorRow] = {
         made_by="dist_vsd.priors.stable_diffusion:StableDiffusionPrior",
         checked_by="dist_vsd.priors.pipeline_check:check_pipeline",
         means=lambda _name: True,
+        attentions=ATTENTIONS,
+    ),
+    "random": PriorRow(
+        made_by="dist_vsd.priors.architectures:RandomPrior",
+        checked_by="dist_vsd.priors.architectures:check_random_prior",
+        means=is_random_prior,
+        attentions=ATTENTIONS,
     ),
 }
 
@@ -58,15 +76,18 @@ def prior_row(name: str) -> PriorRow:
     return next(row for row in reversed(PRIORS.values()) if row.means(name))
 
 
-def load_prior(name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> Prior:
+def load_prior(
+    name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+) -> Prior:
     """Load a prior by its name, of whatever kind it is.
 
     Args:
         name: as --prior takes it.
         device: of its networks.
         dtype: of their weights; None: fp32.
+        attention: what computes its attention, of attention_names.ATTENTIONS.
 
     Raises:
-        ValueError: it is missing, incomplete, damaged or of another kind.
+        ValueError: it is missing, incomplete, damaged or of another kind, or the attention is not there.
     """
-    return prior_row(name).load(name, device, dtype)
+    return prior_row(name).load(name, device, dtype, attention)

@@ -23,20 +23,20 @@ class StageFigures:
         self._state, self._reporter, self._window = state, reporter, Window()
         self.event, self.advance = reporter.event, reporter.advance
 
-    def updated(self, update: int, report: Report, seconds: float, is_logged: bool) -> None:
+    def updated(self, update: int, report: Report, is_logged: bool) -> None:
         """See Listener."""
         self._window.add(report.gaps)
         if is_logged:
-            self._reporter.log(update, figures_of_all_ranks(self._state, report, self._window, seconds))
+            self._reporter.log(update, figures_of_all_ranks(self._state, report, self._window))
 
 
-def figures_of_all_ranks(state: TrainingState, report: Report, window: Window, seconds: float) -> dict[str, float]:
+def figures_of_all_ranks(state: TrainingState, report: Report, window: Window) -> dict[str, float]:
     """Return the mean of each figure over the ranks that have it, and the greatest of memory (collective)."""
     collectives = state.collectives
-    figures = report.means() | {"seconds/update": seconds, "memory/peak_mib": peak_memory_mib(state.prior.device)}
+    figures = report.means() | {"memory/peak_mib": peak_memory_mib(state.prior.device)}
     figures["communication/sent_mib"] = collectives.sent_bytes / 2**20
     if state.phi is None or state.phi.tells_waiting:
-        figures["speed/all_reduce_share"] = collectives.waited_seconds / seconds
+        figures["speed/all_reduce_share"] = collectives.waited_seconds / figures["seconds/update"]
     gaps, figures["speed/updates_per_second"] = window.take()
     rows = collectives.gather_json({"gaps": gaps, "figures": {k: v if math.isfinite(v) else None for k, v in figures.items()}})
     names = dict.fromkeys(name for row in rows for name in row["figures"])

@@ -16,22 +16,22 @@ BandSums = list[tuple[float, int]]  # (sum, number of renders) of each band
 
 
 class Window:
-    """Collects over updates, on the device, and is read when a line is logged."""
+    """Collects over updates, and is emptied when a line is logged."""
 
     def __init__(self) -> None:
-        self._gaps: list[tuple[Tensor, Tensor]] = []
+        self._gaps: list[list[tuple[Tensor, Tensor]]] = []  # a report's own lists: once it is read they hold the host's tensors
         self._num_updates, self._begin = 0, time.perf_counter()
 
     def add(self, gaps: list[tuple[Tensor, Tensor]]) -> None:
-        """Add an update's (t / T, ||eps_pretrain - eps_phi||) of its micro-batches."""
-        self._gaps += gaps
+        """Add an update's (t / T, ||eps_pretrain - eps_phi||) of its micro-batches; they may be read later, in place."""
+        self._gaps.append(gaps)
         self._num_updates += 1
 
     def take(self) -> tuple[BandSums, float]:
         """Return the bands' sums of this rank and the updates per second, checkpoints and all, and begin anew."""
         now = time.perf_counter()
         rate = self._num_updates / (now - self._begin)
-        sums = sums_by_band(self._gaps)
+        sums = sums_by_band([gap for gaps in self._gaps for gap in gaps])
         self._gaps, self._num_updates, self._begin = [], 0, now
         return sums, rate
 
@@ -47,7 +47,7 @@ def sums_by_band(gaps: Sequence[tuple[Tensor, Tensor]]) -> BandSums:
     """
     if not gaps:
         return [(0.0, 0)] * len(BAND_NAMES)
-    t, norms = (torch.cat([pair[i] for pair in gaps]).double().cpu() for i in (0, 1))  # CPU-GPU sync
+    t, norms = (torch.cat([pair[i] for pair in gaps]).double().cpu() for i in (0, 1))
     kept = norms.isfinite()
     bands = torch.bucketize(t[kept], torch.tensor(BAND_EDGES, dtype=torch.float64), right=True)
     number = torch.bincount(bands, minlength=len(BAND_NAMES))

@@ -32,6 +32,29 @@ def plot_scaling(record: Mapping[str, Any], file: Path) -> None:
     pyplot.close(figure)
 
 
+def plot_update(record: Mapping[str, Any], file: Path) -> None:
+    """Draw what one particle's update costs, a bar a way: milliseconds by stage where they were measured, else operations.
+
+    Args:
+        record: of `bench update`.
+        file: PNG to write.
+    """
+    figure, axes = pyplot.subplots(figsize=(1.8 + 1.8 * len(record["rows"]), 4.2), layout="constrained")
+    key, factor, unit = ("stage_ms", 1.0, "ms") if record["peaks"] else ("flop_by_stage", 1e-9, "GFLOP")
+    labels = [f"{row['name']}\n{row['precision']}" for row in record["rows"]]
+    bottoms = [0.0] * len(labels)
+    for stage, color in STAGE_COLORS.items():
+        heights = [factor * row[key].get(stage, 0.0) / row["particles_per_update"] for row in record["rows"]]
+        axes.bar(labels, heights, bottom=bottoms, color=color, label=stage)
+        bottoms = [b + h for b, h in zip(bottoms, heights, strict=True)]
+    axes.set_ylabel(f"{unit} a particle's update")
+    axes.legend(fontsize=8)
+    where = record["gpu"] or record["machine"] or "counted on shapes"
+    axes.set_title(f"{record['size']}, {where}, torch {record['torch']}, commit {record['commit']}", fontsize=7)
+    figure.savefig(file, dpi=110)
+    pyplot.close(figure)
+
+
 def draw_stages(axes: Axes, rows: list[Mapping[str, Any]]) -> None:
     """Draw a stacked bar a row; rows whose ranks share cores are pale."""
     labels = [row_label(row) for row in rows]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dist_vsd.cameras import Cameras
 from dist_vsd.priors.prior import Network, Text
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
+from dist_vsd.score.lora_layer import CastLoraLinear, CastOnce
 from dist_vsd.score.score_config import ScoreConfig
 
 ADAPTER = "phi"
@@ -23,6 +24,9 @@ class LoraScore(nn.Module):
     phi never changes the prior: the adapters are on inside a call of eps_phi alone, so that whoever asks the network otherwise asks
     the pretrained model. While the LoRA's up matrices and the camera embedding's last layer are zero, eps_phi equals it to the bit.
 
+    Attributes:
+        casts_once: whether LoRA computes in the precision of a bf16 or fp16 network, its matrices cast once a pass; else in fp32.
+
     Args:
         network: the prior's, or one of its own; LoRA layers are injected in place, its weights stay frozen.
         config: rank and alpha of the LoRA, kind of the pose.
@@ -31,11 +35,12 @@ class LoraScore(nn.Module):
 
     def __init__(self, network: Network, config: ScoreConfig, generator: torch.Generator) -> None:
         super().__init__()
-        self.process = network.process
+        self.process, self.casts_once = network.process, True
         lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(network.adapted))
         self.network = inject_adapter_in_model(lora, network, adapter_name=ADAPTER)
         self._adapted = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
         for layer in self._adapted:
+            layer.__class__ = CastLoraLinear
             down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
             down.float(), up.float()
             with torch.no_grad():
@@ -54,6 +59,16 @@ class LoraScore(nn.Module):
         """Switch the adapters; peft's own enable_adapters() would take requires_grad from them, and gradients with it."""
         for layer in self._adapted:
             layer._disable_adapters = not on
+
+    def _cast_matrices(self) -> None:
+        """Give the layers their matrices in the network's precision for one pass; not under ZeRO 3, which shards them."""
+        pairs = [(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in self._adapted]
+        dtype = self._adapted[0].get_base_layer().weight.dtype
+        if not self.casts_once or dtype == pairs[0][0].dtype or hasattr(pairs[0][0], "ds_id"):
+            return
+        casts = CastOnce.apply(dtype, *(matrix for pair in pairs for matrix in pair))
+        for layer, down, up in zip(self._adapted, casts[::2], casts[1::2], strict=True):
+            layer.matrices = (down, up)
 
     def phi(self) -> dict[str, nn.Parameter]:
         """Return what is trained, by name: the LoRA matrices and the camera embedding."""
@@ -74,8 +89,11 @@ class LoraScore(nn.Module):
         """
         self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None
         self._switch(on=True)
+        self._cast_matrices()
         try:
             return self.network(x_t, t, y, cameras)
         finally:
             self._switch(on=False)
             self._offset = None
+            for layer in self._adapted:
+                layer.matrices = None

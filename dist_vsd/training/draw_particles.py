@@ -20,7 +20,7 @@ def draw_particles(state: TrainingState, index: int, stopwatch: Stopwatch) -> No
             state.placement.fetch(batch)
             generators = [keyed_generator(config.seed, "ancestral", particle=particle.id) for particle in batch]
             noise = torch.stack([torch.randn(prior.latent_shape, generator=generator) for generator in generators]).to(prior.device)
-            x_0 = state.objective.sample(state.prompt.plain[[0] * len(batch)], noise)
+            x_0 = state.objective.sample(state.prompt.plain.expand(len(batch)), noise)
             pictures = x_0 if config.representation_row.is_latent else prior.decode(x_0)
             for particle, picture in zip(batch, pictures, strict=True):
                 particle.theta.become(picture)

@@ -1,4 +1,7 @@
-"""The random draws of an update: cameras, timesteps and noise, each keyed by what it is for, never by the rank that draws it."""
+"""The random draws of an update: cameras, timesteps and noise, each keyed by what it is for, never by the rank that draws it.
+
+All are drawn on the host, before the update's first render, and travel to the device in one copy.
+"""
 
 from __future__ import annotations
 
@@ -59,26 +62,17 @@ def key(config: RunConfig, purpose: Purpose, shot: Shot, index: int, step: int =
     return keyed_generator(config.seed, purpose, particle=shot.particle, shot=shot.number, update=index, step=step)
 
 
-def of_views(shots: list[Shot], values: Tensor) -> Tensor:
-    """Repeat a value of each shot, (len(shots), ...), for each of its views."""
-    return values.repeat_interleave(torch.tensor([shot.num_views for shot in shots]), 0)
+def draw_cameras(config: RunConfig, shot: Shot, index: int) -> Cameras:
+    """Draw the cameras of a shot (ProlificDreamer, appendix: uniform in azimuth, elevation, distance and fov).
 
-
-def draw_cameras(config: RunConfig, shots: list[Shot], index: int) -> Cameras:
-    """Draw the cameras of each shot (ProlificDreamer, appendix: uniform in azimuth, elevation, distance and fov).
-
-    The V cameras of a shot have one elevation, distance and field of view, and stand 360 / V degrees apart, as MVDream's do.
+    Its V cameras have one elevation, distance and field of view, and stand 360 / V degrees apart, as MVDream's do.
     """
-    camera, batches = config.camera, []
-    for shot in shots:
-        generator = key(config, "camera", shot, index)
-        count = shot.num_views
-        azimuth = draw_from((-180.0, 180.0), generator) + torch.arange(count).double() * (360.0 / count)
-        high = bool(torch.rand(1, generator=generator) < camera.high_elevation_share)
-        elevation = draw_from(camera.high_elevation_deg if high else camera.elevation_deg, generator)
-        distance, fov = draw_from(camera.distance, generator), draw_from(camera.fov_deg, generator)
-        batches.append(look_at_origin(azimuth, elevation.expand(count), distance.expand(count), fov.expand(count)))
-    return Cameras.cat(batches)
+    camera, generator, count = config.camera, key(config, "camera", shot, index), shot.num_views
+    azimuth = draw_from((-180.0, 180.0), generator) + torch.arange(count).double() * (360.0 / count)
+    high = bool(torch.rand(1, generator=generator) < camera.high_elevation_share)
+    elevation = draw_from(camera.high_elevation_deg if high else camera.elevation_deg, generator)
+    distance, fov = draw_from(camera.distance, generator), draw_from(camera.fov_deg, generator)
+    return look_at_origin(azimuth, elevation.expand(count), distance.expand(count), fov.expand(count))
 
 
 def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tensor:
@@ -87,26 +81,25 @@ def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tens
     return low + (high - low) * torch.rand(1, generator=generator).double()
 
 
-def draw_t(config: RunConfig, shots: list[Shot], index: int, progress: float, process: Process) -> Tensor:
-    """Draw each shot's t from the range at a progress in [0, 1); (B,) times of the process, the same for all views of a shot."""
+def draw_t(config: RunConfig, shot: Shot, index: int, progress: float, process: Process) -> Tensor:
+    """Draw a shot's t from the range at a progress in [0, 1); (V,) times of the process, the same for all its views."""
+    u = torch.rand(1, generator=key(config, "timestep", shot, index))
     high = max_fraction_at(config.timesteps, progress)
-    u = torch.cat([torch.rand(1, generator=key(config, "timestep", shot, index)) for shot in shots])
-    return of_views(shots, process.draw_t(u, config.timesteps.min_fraction, high))
+    return process.draw_t(u, config.timesteps.min_fraction, high).expand(shot.num_views)
 
 
-def draw_phi_t(config: RunConfig, shots: list[Shot], index: int, step: int, process: Process) -> Tensor:
-    """Draw t' for phi's step, always from the whole range; (B,) times of the process."""
-    u = torch.cat([torch.rand(1, generator=key(config, "phi_timestep", shot, index, step)) for shot in shots])
-    return of_views(shots, process.draw_t(u, 0.0, 1.0))
+def draw_phi_t(config: RunConfig, shot: Shot, index: int, step: int, process: Process) -> Tensor:
+    """Draw t' for phi's step, always from the whole range; (V,) times of the process."""
+    u = torch.rand(1, generator=key(config, "phi_timestep", shot, index, step))
+    return process.draw_t(u, 0.0, 1.0).expand(shot.num_views)
 
 
-def draw_kept_poses(config: RunConfig, shots: list[Shot], index: int, step: int) -> Tensor:
-    """Draw whether phi sees the poses of each shot in this step; (B,) bool."""
-    u = [torch.rand(1, generator=key(config, "pose_dropout", shot, index, step)) for shot in shots]
-    return of_views(shots, torch.cat(u) >= config.score.pose_dropout)
+def draw_kept_pose(config: RunConfig, shot: Shot, index: int, step: int) -> Tensor:
+    """Draw whether phi sees the poses of a shot in this step; (V,) bool."""
+    u = torch.rand(1, generator=key(config, "pose_dropout", shot, index, step))
+    return (u >= config.score.pose_dropout).expand(shot.num_views)
 
 
-def draw_noise(config: RunConfig, purpose: Purpose, shots: list[Shot], index: int, like: Tensor, step: int = 0) -> Tensor:
-    """Draw standard normal noise for each view of each shot, shaped, placed and typed like ``like``."""
-    rows = [torch.randn(shot.num_views, *like.shape[1:], generator=key(config, purpose, shot, index, step)) for shot in shots]
-    return torch.cat(rows).to(like)
+def draw_noise(config: RunConfig, purpose: Purpose, shot: Shot, index: int, shape: tuple[int, ...], step: int = 0) -> Tensor:
+    """Draw standard normal noise for each view of a shot, (V, *shape)."""
+    return torch.randn(shot.num_views, *shape, generator=key(config, purpose, shot, index, step))

@@ -14,21 +14,18 @@ from dist_vsd.particles.background import over_random_background
 from dist_vsd.particles.particle import Render
 from dist_vsd.priors.prior import Prior
 from dist_vsd.score.camera_embedding import pose_of
-from dist_vsd.training.draws import Shot, key
+from dist_vsd.training.draws import Shot
+from dist_vsd.training.update_draws import Draws
 from dist_vsd.training.work import MicroBatch
 
 
-def render(config: RunConfig, batch: MicroBatch, cameras: Cameras, index: int) -> list[Render]:
+def render(config: RunConfig, batch: MicroBatch, draws: Draws) -> list[Render]:
     """Render g(theta, c) of each shot, all its views at once; theta's graph is kept unless gradients are off."""
-    renders, first = [], 0
+    renders = []
     for shot in batch.shots:
-        seen_from, first = cameras[first : first + shot.num_views], first + shot.num_views
-        renders.append(batch.particle_of(shot).theta.render(seen_from, config.render_size, key(config, "ray_jitter", shot, index)))
-    share = config.field.random_background_share if config.representation_row.is_volume else 0.0
-    if share == 0:
-        return renders
-    pairs = zip(renders, batch.shots, strict=True)
-    return [over_random_background(one, share, key(config, "background", shot, index)) for one, shot in pairs]
+        one = batch.particle_of(shot).theta.render(draws.cameras([shot]), config.render_size, draws.of_render(shot))
+        renders.append(over_random_background(one, draws.background(shot)) if config.random_background_share > 0 else one)
+    return renders
 
 
 def encode(config: RunConfig, prior: Prior, renders: list[Render]) -> Tensor:
@@ -94,7 +91,8 @@ def in_micro_batches(renders: Sequence[EncodedRenders], particles: frozenset[int
     known = [batch.cameras for batch in renders if batch.cameras is not None]
     cameras, num_views, cut = Cameras.cat(known) if known else None, shots[0].num_views, []
     for part in (kept[i : i + size] for i in range(0, len(kept), size)):
-        rows = [place * num_views + view for place in part for view in range(num_views)]
-        seen_from = None if cameras is None else cameras[rows]
-        cut.append(EncodedRenders([shots[place] for place in part], x_0[rows], pose[rows], seen_from, weight[rows]))
+        rows = [slice(place * num_views, (place + 1) * num_views) for place in part]  # no list of indices, which would be copied
+        seen_from = None if cameras is None else Cameras.cat([cameras[views] for views in rows])
+        x_0_rows, pose_rows, weight_rows = (torch.cat([tensor[views] for views in rows]) for tensor in (x_0, pose, weight))
+        cut.append(EncodedRenders([shots[place] for place in part], x_0_rows, pose_rows, seen_from, weight_rows))
     return cut

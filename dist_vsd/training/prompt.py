@@ -30,15 +30,18 @@ class Prompt:
     plain: TextEmbeddings
     perp_neg: bool = False
 
-    def for_cameras(self, cameras: Cameras, config: CameraConfig) -> TextEmbeddings:
-        """Return y^c for B cameras."""
+    def for_views(self, views: Tensor, azimuth_deg: Tensor) -> TextEmbeddings:
+        """Return y^c for B views.
+
+        Args:
+            views: (B,) of views_of, on the prior's device.
+            azimuth_deg: (B,) of their cameras.
+        """
         if self.by_view is None:
-            return self.plain[[0] * len(cameras)]
-        words = words_of(cameras, config)
+            return self.plain.expand(len(views))
         if not self.perp_neg:
-            return self.by_view[[VIEW_WORDS.index(w) for w in words]]
-        is_overhead = torch.tensor([w == VIEW_WORDS[OVERHEAD] for w in words], device=cameras.c2w.device)
-        return mixed_views(self.by_view, cameras.azimuth_deg, is_overhead)
+            return self.by_view[views]
+        return mixed_views(self.by_view, azimuth_deg, views == OVERHEAD)
 
 
 def embed_prompt(config: RunConfig, prior: Prior) -> Prompt:
@@ -49,6 +52,11 @@ def embed_prompt(config: RunConfig, prior: Prior) -> Prompt:
     """
     rows = prior.embed(config.texts, config.negative_prompt)
     return Prompt(rows[1:] if len(rows.cond) > 1 else None, rows[:1], config.prompting.perp_neg)
+
+
+def views_of(cameras: Cameras, config: CameraConfig) -> Tensor:
+    """Return from where each camera looks, (B,) rows of VIEW_WORDS on the host; for cameras of the host."""
+    return torch.tensor([VIEW_WORDS.index(words) for words in words_of(cameras, config)])
 
 
 def words_of(cameras: Cameras, config: CameraConfig) -> list[str]:
@@ -73,7 +81,7 @@ def mixed_views(by_view: TextEmbeddings, azimuth_deg: Tensor, is_overhead: Tenso
     """
     assert by_view.uncond is not None
     count, quarter = len(azimuth_deg), torch.remainder(azimuth_deg + 180.0, 360.0).sub(180.0).abs() / 90.0
-    rows = [by_view.cond[[view] * count] for view in range(len(VIEW_WORDS))]
+    rows = [by_view.cond[view : view + 1].expand(count) for view in range(len(VIEW_WORDS))]
     before = quarter < 1.0  # between front and side
     share = torch.where(before, 1.0 - quarter, 2.0 - quarter)  # of the front, or of the side
     cond = choose(before, rows[SIDE].lerp(rows[FRONT], share), rows[BACK].lerp(rows[SIDE], share))
@@ -81,7 +89,7 @@ def mixed_views(by_view: TextEmbeddings, azimuth_deg: Tensor, is_overhead: Tenso
     front = torch.where(before, decay(FRONT_BEFORE_SIDE, share), decay(FRONT_BEFORE_BACK, share))
     side = torch.where(before, decay(SIDE_BEFORE_FRONT, 1.0 - share), decay(SIDE_BEFORE_BACK, share))
     weights = torch.stack([front, side]).clamp(max=0.0) * ~is_overhead
-    return TextEmbeddings(cond, by_view.uncond[[0] * count], (rows[FRONT], rows[SIDE]), weights)
+    return TextEmbeddings(cond, by_view.uncond[:1].expand(count), (rows[FRONT], rows[SIDE]), weights)
 
 
 def choose(where: Tensor, one: Text, other: Text) -> Text:

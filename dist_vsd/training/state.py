@@ -80,7 +80,7 @@ def build_state(
     """
     stage = run if isinstance(run, Stage) else Stage.whole(run)
     config = stage.config
-    prior = load_prior(config.prior, device, DTYPES[config.precision])
+    prior = load_prior(config.prior, device, DTYPES[config.precision], config.attention)
     assert prior.views_per_shot == layout.views_per_shot, (prior.views_per_shot, layout.views_per_shot)
     prompt = embed_prompt(config, prior)
     check_shape(config, prior)
@@ -115,9 +115,11 @@ def build_phi(config: RunConfig, prior: Prior, collectives: Collectives, acceler
     """Make eps_phi and the trainer that suits the launch: ZeRO, DDP, our own sum in order, or one process."""
     network = prior.network_of(config.score.prior) if config.score.prior else prior.network
     score = LoraScore(network, config.score, keyed_generator(config.seed, "initialize_phi"))
-    optimizer = torch.optim.AdamW(score.phi().values(), lr=config.score.lr, weight_decay=config.score.weight_decay)
-    loss_scale = LossScale.of(config.precision)
-    if accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED:
+    uses_deepspeed = accelerator is not None and accelerator.distributed_type == DistributedType.DEEPSPEED
+    rates = {"lr": config.score.lr, "weight_decay": config.score.weight_decay}
+    optimizer = torch.optim.AdamW(score.phi().values(), **rates, fused=not uses_deepspeed)  # DeepSpeed skips steps in its own way
+    loss_scale = LossScale.of(config.precision, prior.device)
+    if accelerator is not None and uses_deepspeed:
         from dist_vsd.training.phi.zero import DeepSpeedPhi
 
         return DeepSpeedPhi(score, optimizer, collectives, loss_scale, accelerator)

@@ -3,30 +3,55 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 
-from dist_vsd.device import synchronize
+from dist_vsd.device import is_accelerator, seconds_between, time_mark
 
 
 class Stopwatch:
-    """Adds up seconds by stage; on a GPU each reading is a CPU-GPU sync, so it reads only when it is asked to."""
+    """Adds up seconds by stage; on an accelerator by marks in its queue, so that nothing waits until they are read.
 
-    def __init__(self, device: torch.device, waits: bool) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self._device, self._waits = device, waits
+    Args:
+        device: of the work.
+        measures: whether to mark anything on an accelerator.
+    """
+
+    _going_on: ClassVar[list[str]] = []
+
+    def __init__(self, device: torch.device, measures: bool) -> None:
+        self._device, self._measures = device, measures or not is_accelerator(device)
+        self._marks: list[tuple[str, Any, Any]] = []
+        self._begin = time_mark(device) if self._measures else None
 
     @contextlib.contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Add the time inside the ``with`` to a stage."""
-        begin = self._now()
-        yield
-        self.seconds[name] += self._now() - begin
+        begin = time_mark(self._device) if self._measures else None
+        self._going_on.append(name)
+        try:
+            yield
+        finally:
+            self._going_on.pop()
+        if self._measures:
+            self._marks.append((name, begin, time_mark(self._device)))
 
-    def _now(self) -> float:
-        if self._waits:
-            synchronize(self._device)
-        return time.perf_counter()
+    @classmethod
+    def current(cls) -> str:
+        """Return the stage that is going on in this process, for who counts what is done in each; "other" outside of all."""
+        return cls._going_on[-1] if cls._going_on else "other"
+
+    def stop(self) -> None:
+        """Add the time since the beginning as ``update``."""
+        if self._measures:
+            self._marks.append(("update", self._begin, time_mark(self._device)))
+
+    def seconds(self) -> dict[str, float]:
+        """Return the seconds of each stage (a CPU-GPU sync, if the device has not come to its end)."""
+        total: dict[str, float] = defaultdict(float)
+        for name, begin, end in self._marks:
+            total[name] += seconds_between(begin, end)
+        return dict(total)

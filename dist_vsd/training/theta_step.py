@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
 from dist_vsd.config import RunConfig
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.objectives.objective import Cotangents
+from dist_vsd.optimizer import step_unless
 from dist_vsd.particles.owned_particle import THETA, OwnedParticle
 from dist_vsd.particles.particle import Render
 from dist_vsd.priors.prior import Prior
-from dist_vsd.training.report import Report
+from dist_vsd.training.report import Report, Skip
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.work import MicroBatch
 
@@ -66,7 +65,10 @@ class ThetaStep:
         return [*particle.gradients, *(statistic.clone() for statistic in particle.theta.statistics)]
 
     def take(self, particle: OwnedParticle) -> None:
-        """Take Adam's step of one particle (collective over its view axis); a gradient that is not finite skips the step."""
+        """Take Adam's step of one particle (collective over its view axis).
+
+        A gradient that is not finite skips the step: the device decides that by itself, and the loop reads of it when it reads at all.
+        """
         state, parameters = self._state, particle.parameters
         statistics = particle.theta.statistics
         if state.config.deterministic:
@@ -80,19 +82,19 @@ class ThetaStep:
             statistic.zero_()  # a rank's own part: left in place, ranks that share the particle would differ by it
         for parameter, gradient in zip(parameters, total, strict=False):
             parameter.grad = gradient
-        norm = float(torch.nn.utils.get_total_norm(total[: len(parameters)]))  # CPU-GPU sync
+        norm = torch.nn.utils.get_total_norm(total[: len(parameters)])
+        is_bad = ~norm.isfinite()
         self._report.figures["theta/gradient_norm"].append(norm)
-        self._report.figures["theta/skipped"].append(0.0 if math.isfinite(norm) else 1.0)
-        if not math.isfinite(norm):
-            self._report.bad_particles.append(particle.id)
-            return
+        self._report.figures["theta/skipped"].append(is_bad.float())
+        self._report.skips.append(Skip(is_bad, particle=particle.id))
         decay = learning_rate_factor(state.stage.progress(self._index), state.config.final_lr_fraction)
         start = {group["name"]: group["lr"] for group in particle.theta.parameter_groups()}
         for group in particle.optimizer.param_groups:
             group["lr"] = start[group["name"]] * decay
-        particle.optimizer.step()
+        step_unless(is_bad, particle.optimizer)
+        particle.optimizer.zero_grad(set_to_none=True)  # a fourth of what a particle holds
         if statistics:
-            particle.theta.count(total[len(parameters) :])
+            particle.theta.count([torch.where(is_bad, torch.zeros_like(one), one) for one in total[len(parameters) :]])
         if particle.theta.changes_at(self._index - state.stage.first):
             change(state, particle, self._index)
 

@@ -12,7 +12,6 @@ import torch
 
 from dist_vsd.objectives.objective import Batch
 from dist_vsd.training.draw_particles import draw_particles
-from dist_vsd.training.draws import draw_cameras, key
 from dist_vsd.training.encoded_renders import EncodedRenders, encode, in_micro_batches, pose_for_phi, render
 from dist_vsd.training.noising import add_drawn_noise, join_passes
 from dist_vsd.training.phi.step import PhiStep, update_phi
@@ -20,6 +19,7 @@ from dist_vsd.training.report import Report
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.stopwatch import Stopwatch
 from dist_vsd.training.theta_step import ThetaStep
+from dist_vsd.training.update_draws import Draws
 from dist_vsd.training.work import Work
 
 
@@ -29,33 +29,35 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
     Args:
         state: changed in place.
         index: of the update, from 0.
-        measure: whether to wait for the GPU at the end of each stage, so that the seconds are true.
+        measure: whether to mark when a GPU comes to the end of each stage.
     """
     config, prior, phi, objective = state.config, state.prior, state.phi, state.objective
     stopwatch = Stopwatch(prior.device, measure)
-    report = Report(stopwatch.seconds)
+    report = Report(stopwatch)
     if objective.draws_particles:
         draw_particles(state, index, stopwatch)
         return report
     work, theta_step = Work(state, index), ThetaStep(state, index, report)
+    with stopwatch.stage("render"):
+        draws = Draws(state, work, index)  # of cameras, t, eps and all else
     shared_pass = PhiStep.shared_with_theta(state, work)  # phi's training pass, where it serves as its score too; else None
     encoded: list[EncodedRenders] = []
     for batch in work.micro_batches():
         shots = batch.shots
         with stopwatch.stage("render"), torch.set_grad_enabled(batch.takes_step):
-            c = draw_cameras(config, shots, index).to(prior.device, batch.dtype)
-            renders = render(config, batch, c, index)  # image = g(theta, c)
+            c = draws.cameras(shots)
+            renders = render(config, batch, draws)  # image = g(theta, c)
             x_0 = encode(config, prior, renders) if objective.asks_prior else None
         if x_0 is not None:
             encoded.append(EncodedRenders.of(shots, x_0, pose_for_phi(config, c), c if prior.knows_cameras else None))
         if not batch.takes_step:
             continue
         with stopwatch.stage("scores"):
-            noised = add_drawn_noise(state, shots, c, x_0, index) if x_0 is not None else None  # x_t = alpha_t x_0 + sigma_t eps
+            noised = add_drawn_noise(state, shots, c, x_0, draws) if x_0 is not None else None  # x_t = alpha_t x_0 + sigma_t eps
             if noised is not None and shared_pass is not None:
                 noised = shared_pass.learn_at(encoded[-1], noised)
-            generators = [key(config, "augmentation", shot, index) for shot in shots]
-            cotangents = objective.cotangents(Batch(renders, c, state.stage.progress(index), generators, noised))
+            drawn = [draws.of_objective(shot) for shot in shots]
+            cotangents = objective.cotangents(Batch(renders, c, state.stage.progress(index), drawn, noised))
             report.add(cotangents, renders, prior.process.fraction(noised.t) if noised is not None else None)
         with stopwatch.stage("backward"):
             theta_step.backward(batch, cotangents, renders, x_0)
@@ -64,12 +66,12 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
     if phi is None:
         return report
     with stopwatch.stage("scores"):
-        join_passes(state, work, shared_pass, index)
+        join_passes(state, work, shared_pass, draws)
     with stopwatch.stage("phi"):
         if shared_pass is not None:
             shared_pass.take(state, work, index, report)
             return report
         batches = in_micro_batches(encoded, work.chosen.phi, state.micro_batch_size)
         for step in range(config.score.steps_per_update):
-            update_phi(state, phi, work, batches, index, step, report)  # phi <- AdamW on its denoising loss
+            update_phi(state, work, batches, draws, index, step, report)  # phi <- AdamW on its denoising loss
     return report

@@ -6,8 +6,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-import torch
-
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.training.draws import Chosen, Shot, choose_particles
@@ -30,11 +28,6 @@ class MicroBatch:
     particles: list[OwnedParticle]
     takes_step: bool
     finished: list[OwnedParticle]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of the particles' parameters, in which they are rendered."""
-        return next(self.particles[0].theta.parameters()).dtype
 
     def particle_of(self, shot: Shot) -> OwnedParticle:
         """Return the particle of one of the shots."""
@@ -70,6 +63,16 @@ class Work:
             finished = [particle for particle in particles if not any(shot.particle == particle.id for shot in following)]
             yield MicroBatch(shots, particles, number < len(self._stepping), finished)
             state.placement.release(finished)
+
+    @property
+    def stepping(self) -> list[Shot]:
+        """This rank's shots of particles that take a step."""
+        return [shot for batch in self._stepping for shot in batch]
+
+    @property
+    def others(self) -> list[Shot]:
+        """This rank's shots from which phi alone learns."""
+        return [shot for batch in self._others for shot in batch]
 
     @property
     def num_phi_renders(self) -> int:

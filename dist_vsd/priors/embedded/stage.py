@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors, read_tensors, write_tensors
+from dist_vsd.optimizer import load_optimizer_tensors, optimizer_tensors
+from dist_vsd.serialization import read_tensors, write_tensors
 
 LossFunction = Callable[[int, torch.Generator], Tensor]
 

@@ -13,11 +13,11 @@ from dist_vsd.diffusion.process import add_noise
 from dist_vsd.objectives.objective import Noised
 from dist_vsd.objectives.vsd import phi_loss
 from dist_vsd.score.camera_embedding import POSE_WIDTHS
-from dist_vsd.training.draws import Shot, draw_kept_poses, draw_noise, draw_phi_t
 from dist_vsd.training.encoded_renders import EncodedRenders
 from dist_vsd.training.phi.trainers import PhiTrainer
-from dist_vsd.training.report import Report
+from dist_vsd.training.report import Report, Skip
 from dist_vsd.training.state import TrainingState
+from dist_vsd.training.update_draws import Draws, absent_shot
 from dist_vsd.training.work import Work
 
 
@@ -89,47 +89,48 @@ class PhiStep:
 
     def take(self, state: TrainingState, work: Work, index: int, report: Report) -> None:
         """Take AdamW's step with what was learned, and report it (collective)."""
-        config, loss = state.config.score, float(self._loss_so_far)  # CPU-GPU sync
+        config, loss = state.config.score, torch.as_tensor(self._loss_so_far)
         warmup = min(1.0, (index - state.stage.first + 1) / max(1, config.num_warmup_updates))
         # This rank's share of the global mean, so that the mean over ranks is it.
         report.figures["phi/loss"].append(loss * state.layout.world_size)
         order = [(particle, number) for particle in sorted(work.chosen.phi) for number in range(state.layout.num_shots)]
-        took_step = self._phi.step(config.lr * warmup, order)
+        is_bad, scale = self._phi.step(config.lr * warmup, order), self._phi.loss_scale
         report.figures["phi/gradient_norm"].append(self._phi.gradient_norm)
-        if not took_step:
-            cause = "" if math.isfinite(loss) else " (this rank's loss is not finite)"
-            scale = self._phi.loss_scale
+
+        def tell() -> str:
+            cause = "" if math.isfinite(float(loss)) else " (this rank's loss is not finite)"
             scaled = f"; its loss is scaled by {scale.value:g} from now on" if scale.is_used else ""
-            report.events.append(f"phi's gradient is not finite: its step is skipped on all ranks{cause}{scaled}")
+            return f"phi's gradient is not finite: its step is skipped on all ranks{cause}{scaled}"
+
+        report.skips.append(Skip(is_bad, tell=tell))
 
 
 def update_phi(
-    state: TrainingState, phi: PhiTrainer, work: Work, batches: list[EncodedRenders], index: int, step: int, report: Report
+    state: TrainingState, work: Work, batches: list[EncodedRenders], draws: Draws, index: int, step: int, report: Report
 ) -> None:
     """Take one AdamW step of phi on the renders of the chosen particles of all ranks, at draws of its own (collective).
 
     Args:
         state: of the run.
-        phi: with its optimiser.
         work: of the update.
         batches: this rank's renders, by micro-batch; empty on a rank whose particles are not chosen.
+        draws: of the update.
         index: of the update.
         step: of phi within the update.
         report: takes phi's loss (its mean over ranks is the mean denoising loss over all renders), and a skipped step.
     """
+    phi, process = state.phi, state.prior.process
+    assert phi is not None
     num_passes = work.passes_of_phi(phi, len(batches))
     phi_step = PhiStep(state, phi, work.num_phi_renders, num_passes)
     for number in range(num_passes):  # a rank with fewer batches joins in the others' passes with a weight of zero
         renders = batches[number] if number < len(batches) else absent_render(state)
-        x_0, shots = renders.x_0, renders.shots
-        t = draw_phi_t(state.config, shots, index, step, state.prior.process).to(x_0.device)
-        eps = draw_noise(state.config, "phi_noise", shots, index, x_0, step)
-        pose = renders.pose * draw_kept_poses(state.config, shots, index, step).to(x_0.device)[:, None]
-        phi_step.learn(renders, add_noise(x_0, eps, *state.prior.process.alpha_sigma(t, x_0)), t, eps, pose)
+        t, eps, is_told = draws.for_phi(renders.shots, step)
+        x_t = add_noise(renders.x_0, eps, *process.alpha_sigma(t, eps))
+        phi_step.learn(renders, x_t, t, eps, renders.pose * is_told[:, None])
     phi_step.take(state, work, index, report)
 
 
 def absent_render(state: TrainingState) -> EncodedRenders:
     """Return a shot that weighs nothing; see EncodedRenders.absent."""
-    shot = Shot(state.particles[0].id, state.layout.shots[0], state.layout.views_per_shot)
-    return EncodedRenders.absent(shot, state.prior, POSE_WIDTHS[state.config.score.camera])
+    return EncodedRenders.absent(absent_shot(state), state.prior, POSE_WIDTHS[state.config.score.camera])

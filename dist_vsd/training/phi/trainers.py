@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dist_vsd.distributed.collectives import Collectives
+from dist_vsd.optimizer import load_optimizer_tensors, optimizer_tensors, step_unless
 from dist_vsd.score.lora_score import LoraScore
-from dist_vsd.serialization import load_optimizer_tensors, optimizer_tensors
 from dist_vsd.training.phi.loss_scale import LossScale
 
 LossOf = Callable[[Callable[..., Tensor]], Tensor]
@@ -53,12 +53,15 @@ class PhiTrainer(Protocol):
             is_last: whether it is the last before step().
         """
 
-    def step(self, lr: float, order: Shots) -> bool:
-        """Sum the gradients over ranks and take AdamW's step; False if they are not finite and all ranks skip it (collective).
+    def step(self, lr: float, order: Shots) -> Tensor:
+        """Sum the gradients over ranks and take AdamW's step, or skip it on all ranks if they are not finite (collective).
 
         Args:
             lr: learning rate.
             order: all shots of all ranks that were accumulated.
+
+        Returns:
+            Whether it was skipped, () bool on the device: nobody waits for it.
         """
 
     def tensors(self) -> dict[str, Tensor]:
@@ -92,29 +95,28 @@ class PlainPhi:
     def accumulate(self, loss_of: LossOf, shots: Shots, is_last: bool) -> Tensor:
         """See PhiTrainer."""
         loss = loss_of(self.score)
-        (loss * self.loss_scale.value).backward()
+        (loss * self.loss_scale.factor).backward()
         return loss.detach()
 
     def _reduce(self, order: Shots) -> None:
         self._collectives.sum_over_ranks([p.grad for p in self._parameters])
 
-    def step(self, lr: float, order: Shots) -> bool:
+    def step(self, lr: float, order: Shots) -> Tensor:
         """See PhiTrainer."""
         for parameter in self._parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            parameter.grad /= self.loss_scale.value
+            if self.loss_scale.is_used:
+                parameter.grad /= self.loss_scale.factor
         self._reduce(order)
-        self.gradient_norm = nn.utils.get_total_norm([p.grad for p in self._parameters])
-        # After the sum every rank holds the same gradient, so all decide alike.
-        finite = bool(torch.stack([p.grad.isfinite().all() for p in self._parameters]).all())  # CPU-GPU sync
-        if finite:
-            for group in self.optimizer.param_groups:
-                group["lr"] = lr
-            self.optimizer.step()
+        norm = nn.utils.get_total_norm([p.grad for p in self._parameters])
+        self.gradient_norm, is_bad = norm, ~norm.isfinite()  # after the sum every rank holds the same gradient, so all decide alike
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        step_unless(is_bad, self.optimizer)
         self.optimizer.zero_grad(set_to_none=True)
-        self.loss_scale.update(finite)
-        return finite
+        self.loss_scale.update(is_bad)
+        return is_bad
 
     def tensors(self) -> dict[str, Tensor]:
         """See PhiTrainer."""
@@ -156,7 +158,7 @@ class OrderedPhi(PlainPhi):
         return loss
 
     def _reduce(self, order: Shots) -> None:
-        rows = {shot: [g / self.loss_scale.value for g in gradients] for shot, gradients in self._rows.items()}
+        rows = {shot: [g / self.loss_scale.factor for g in gradients] for shot, gradients in self._rows.items()}
         for parameter, total in zip(self._parameters, self._collectives.sum_in_order(rows, order, "ranks", self._parameters), strict=True):
             parameter.grad = total
         self._rows = {}
@@ -199,7 +201,7 @@ class DataParallelPhi(PlainPhi):
                 self._ddp._set_ddp_runtime_logging_sample_rate(1)  # of this pass
             loss = loss_of(self._ddp)
             # DDP averages over ranks; this undoes the division.
-            (loss * (self.loss_scale.value * self._world_size)).backward()
+            (loss * (self.loss_scale.factor * self._world_size)).backward()
         if is_last and self._collectives.is_timed:
             self._collectives.waited_seconds += self._exposed_seconds()
         return loss.detach()

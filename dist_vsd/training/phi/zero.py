@@ -70,7 +70,7 @@ class DeepSpeedPhi:
         self._engine.backward(loss * self._world_size)  # DeepSpeed averages over ranks; this undoes the division
         return loss.detach()
 
-    def step(self, lr: float, order: Shots) -> bool:
+    def step(self, lr: float, order: Shots) -> Tensor:
         """See PhiTrainer; DeepSpeed looks at the global norm, so all ranks skip a gradient that is not finite."""
         for group in self._zero.param_groups:
             group["lr"] = lr
@@ -78,10 +78,10 @@ class DeepSpeedPhi:
         norm = self._engine.get_global_grad_norm()
         self.gradient_norm = float("nan") if norm is None else norm
         self._collectives.count_all_reduce(self._num_bytes, self._world_size)
-        took_step = bool(self._engine.was_step_applied())
-        self.loss_scale.update(took_step)
+        is_bad = torch.as_tensor(not self._engine.was_step_applied())
+        self.loss_scale.update(is_bad)
         self._zero.override_loss_scale(self.loss_scale.value)
-        return took_step
+        return is_bad
 
     def tensors(self) -> dict[str, Tensor]:
         """See PhiTrainer."""

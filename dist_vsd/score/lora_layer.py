@@ -1,0 +1,56 @@
+"""LoRA beside a layer in bf16 or fp16, its fp32 matrices cast once a pass and not in each of a UNet's 128 layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from peft.tuners.lora import Linear
+from torch import Tensor
+from torch.nn.functional import linear
+
+
+class CastOnce(torch.autograd.Function):
+    """Casts many small tensors in one go, and their gradients back in another."""
+
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """Return the tensors in a dtype."""
+        ctx.set_materialize_grads(False)
+        ctx.dtypes = [tensor.dtype for tensor in tensors]
+        return tuple(_copies(tensors, [dtype] * len(tensors)))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        """Return the gradients in the tensors' own dtypes; None for one that was not used."""
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        casts = iter(_copies([gradients[i] for i in used], [ctx.dtypes[i] for i in used]))
+        return None, *(None if gradient is None else next(casts) for gradient in gradients)
+
+
+def _copies(tensors: Sequence[Tensor], dtypes: Sequence[torch.dtype]) -> list[Tensor]:
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor, dtype in zip(tensors, dtypes, strict=True)]
+    torch._foreach_copy_(copies, list(tensors))  # a kernel or two on a GPU, whatever their number
+    return copies
+
+
+class CastLoraLinear(Linear):
+    """peft's LoRA layer, which may be told its matrices in the dtype of what it adapts.
+
+    peft's own casts the layer's whole input to fp32, computes there and casts back: four more passes over the activations, kept in
+    fp32 for backward.
+
+    Attributes:
+        matrices: down (rank, in) and up (out, rank) for the pass that is being made, or None: as peft's.
+    """
+
+    matrices: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """Return base(x) + up down x of (..., in) inputs; the sum is rounded once."""
+        if self._disable_adapters or self.matrices is None:
+            return super().forward(x, *arguments, **options)
+        base, (down, up) = self.base_layer(x), self.matrices
+        (scale,) = self.scaling.values()
+        return torch.addmm(base.flatten(0, -2), linear(x, down).flatten(0, -2), up.t(), alpha=scale).view(base.shape)
