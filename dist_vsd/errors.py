@@ -3,6 +3,7 @@
 # What Python, torch, CUDA's libraries, oneDNN and the system say when memory is at its end: they share no exception.
 _SIGNS_OF_NO_MEMORY = (
     "out of memory", "allocate memory", "not enough memory", "alloc_failed", "bad_alloc", "could not create a memory object",
+    "could not create a primitive",
     "start new thread",
 )  # fmt: skip
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TRIAL_SIZES = (4, 8)  # pixels a side: all that a render holds is a line in its number of pixels
 PARTICLE_OBJECT_BYTES = 8192  # of main memory, at least, that a particle takes however few numbers it has
-SPARED = 0.2  # of the free memory, for libraries, gaps between blocks, and an estimate that is too low
+SPARED = 0.3  # of the free memory, for libraries, gaps between blocks, and an estimate that is too low
 # What an update took over the graphs of its renders, for gradients on the way back and what an allocator keeps: 1.30 to 1.36 at
 # 64 to 256 pixels (resident memory; preset embedded, 2 to 8 particles on a CPU).
 WAY_BACK = 1.35
