@@ -11,6 +11,7 @@ from dist_vsd.objectives.vsd import eps_of_particles
 from dist_vsd.priors.embedded.networks import TEXT_WIDTH, build_scheduler, build_unet
 from dist_vsd.priors.prior import Text
 from dist_vsd.priors.stable_diffusion import DenoisingUnet
+from dist_vsd.scaling.counted_memory import CountedMemory
 from dist_vsd.scaling.counted_work import CountedWork
 from dist_vsd.score.camera_embedding import CameraEmbedding, pose_of
 from dist_vsd.score.lora_layer import CastOnce
@@ -34,6 +35,13 @@ def original():
 
 def make(original, process=VP, rank=4, seed=0):
     return LoraScore(DenoisingUnet(copy.deepcopy(original), process), ScoreConfig(rank=rank), generator(seed))
+
+
+def both_ways(original, dtype):
+    """Return phi with its activations kept, and computed again, on copies of a UNet."""
+    for recompute in (False, True):
+        score = LoraScore(DenoisingUnet(copy.deepcopy(original), VP), ScoreConfig(recompute=recompute), generator())
+        yield perturb(score if dtype == torch.float32 else in_bf16(score))
 
 
 def inputs(count=2):
@@ -183,6 +191,20 @@ def gradients_of(score, sample):
     score.zero_grad(set_to_none=True)
     score(*sample).square().mean().backward()
     return torch.cat([p.grad.flatten() for name, p in score.phi().items() if "lora_" in name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_activations_computed_again_give_the_same_gradient_and_are_not_held_meanwhile(original, dtype):
+    """The way back runs phi's blocks after phi's own call, when its adapters are off: it must not meet the pretrained ones."""
+    sample, gradients, held = inputs(), [], []
+    for score in both_ways(original, dtype):
+        with CountedMemory() as memory:
+            loss = score(*sample).square().mean()
+        held.append(memory.live_bytes)
+        del loss
+        gradients.append(gradients_of(score, sample))
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=1e-6 if dtype == torch.float32 else 1e-2)
+    assert held[1] < 0.6 * held[0]  # of a small network; what stays are the blocks' inputs
 
 
 def test_beside_a_bf16_network_phi_is_no_further_from_fp32_than_with_layers_of_fp32_and_its_gradients_are_fp32(original, monkeypatch):

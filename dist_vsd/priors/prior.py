@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -110,6 +110,10 @@ class Network(Protocol):
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
         """See Prior.predict."""
+        ...
+
+    def recompute(self, through: Callable[..., Any]) -> None:
+        """Call each block as through(block, *inputs) wherever a gradient is wanted: for --score.recompute alone."""
         ...
 
 

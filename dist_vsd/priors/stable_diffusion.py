@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -48,6 +50,10 @@ class DenoisingUnet(nn.Module):
     def time_width(self) -> int:
         """See Network."""
         return self.unet.time_embedding.linear_2.out_features
+
+    def recompute(self, through: Callable[..., Any]) -> None:
+        """See Network."""
+        self.unet.enable_gradient_checkpointing(through)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
         """Predict eps or v of (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype. It knows no cameras.

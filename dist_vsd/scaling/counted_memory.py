@@ -5,6 +5,7 @@ On the meta device (scaling/counted_work.py: shapes_alone) this takes seconds on
 
 from __future__ import annotations
 
+import dataclasses
 import weakref
 from typing import Any
 
@@ -13,7 +14,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from dist_vsd.config import RunConfig
+from dist_vsd.distributed.layout import Layout
+from dist_vsd.scaling.cost_model import most_particles
+from dist_vsd.scaling.counted_work import shapes_alone
+from dist_vsd.training.state import build_state
 from dist_vsd.training.stopwatch import Stopwatch
+from dist_vsd.training.update import update
 
 BLOCK_BYTES = 512  # of CUDA's caching allocator: what is asked for is rounded up to it
 
@@ -68,3 +75,43 @@ class CountedMemory(TorchDispatchMode):
     def _give_back(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live_bytes -= size
+
+
+def count_peak(config: RunConfig, layout: Layout) -> CountedMemory:
+    """Count an update of the fullest rank on shapes alone, as a GPU would hold it.
+
+    Args:
+        config: of the run; of many particles a rank, two are counted and the others taken to be as the second.
+        layout: of the run.
+
+    Returns:
+        What was counted, of the second update: the first has no moments yet.
+    """
+    num_particles = 1 if config.particles.offload else most_particles(layout)
+    counts = [_count_update(config, layout, number) for number in range(1, min(2, num_particles) + 1)]
+    counts[-1].peak_bytes += (counts[-1].peak_bytes - counts[0].peak_bytes) * (num_particles - len(counts))
+    return counts[-1]
+
+
+def _count_update(config: RunConfig, layout: Layout, num_particles: int) -> CountedMemory:
+    device = torch.device("meta")
+    particles = dataclasses.replace(config.particles, offload=False, theta_batch=0, phi_batch=0)
+    few = dataclasses.replace(config, num_particles=num_particles, particles=particles)
+    own = Layout.of(num_particles, num_views=layout.num_views, views_per_shot=layout.views_per_shot)
+    with shapes_alone(), CountedMemory(device) as memory:
+        state = build_state(few, own, device)
+        update(state, 0)
+        memory.forget_peak()
+        update(state, 1)
+    return memory
+
+
+CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180, 288)  # as they are sold; each has about as many GiB
+KEPT_FREE_GIB, KEPT_FREE_SHARE = 2.0, 0.05  # for CUDA's context, workspaces and gaps between blocks; the greater of the two
+
+
+def card_for(num_bytes: int) -> str:
+    """Name the smallest card that an update fits which holds so many bytes at its peak."""
+    needed = max(num_bytes / 2**30 + KEPT_FREE_GIB, num_bytes / 2**30 / (1 - KEPT_FREE_SHARE))
+    fitting = [size for size in CARDS_GB if size >= needed]
+    return f"fits a card of {fitting[0]} GB" if fitting else f"fits no card of today, of which the largest has {CARDS_GB[-1]} GB"

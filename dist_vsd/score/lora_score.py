@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.priors.prior import Network, Text
@@ -47,6 +49,8 @@ class LoraScore(nn.Module):
                 down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / config.rank)
                 up.weight.zero_()
         self._switch(on=False)
+        if config.recompute:
+            network.recompute(self._through_block)
         num_inputs, device = POSE_WIDTHS[config.camera], next(network.parameters()).device
         self.camera_embedding = CameraEmbedding(num_inputs, network.time_width, generator).to(device) if num_inputs else None
         self._offset: Tensor | None = None
@@ -59,6 +63,22 @@ class LoraScore(nn.Module):
         """Switch the adapters; peft's own enable_adapters() would take requires_grad from them, and gradients with it."""
         for layer in self._adapted:
             layer._disable_adapters = not on
+
+    def _through_block(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """Call a block whose activations are computed again in the backward pass, when phi's own call is long over: as in that call."""
+        matrices = [layer.matrices for layer in self._adapted]
+
+        def as_phi(*again: Any) -> Any:
+            before = [(layer._disable_adapters, layer.matrices) for layer in self._adapted]
+            for layer, own in zip(self._adapted, matrices, strict=True):
+                layer._disable_adapters, layer.matrices = False, own
+            try:
+                return block(*again)
+            finally:
+                for layer, (is_off, others) in zip(self._adapted, before, strict=True):
+                    layer._disable_adapters, layer.matrices = is_off, others
+
+        return checkpoint(as_phi, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def _cast_matrices(self) -> None:
         """Give the layers their matrices in the network's precision for one pass; not under ZeRO 3, which shards them."""
