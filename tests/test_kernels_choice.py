@@ -9,7 +9,7 @@ import torch
 from dist_vsd.kernels import choice
 from dist_vsd.kernels.choice import implementation, kernels_in_words, serves
 
-CPU, CUDA, META = torch.device("cpu"), torch.device("cuda"), torch.device("meta")
+CPU, CUDA, META, OTHER = (torch.device(name) for name in ("cpu", "cuda", "meta", "xpu"))
 KERNELS = Path(__file__).parent.parent / "dist_vsd"
 
 
@@ -29,9 +29,9 @@ def triton(monkeypatch):
     return let
 
 
-def test_triton_serves_cuda_where_it_lacks_nothing_and_plain_torch_all_else(triton):
+def test_triton_serves_cuda_and_shapes_alone_where_it_lacks_nothing_and_plain_torch_all_else(triton):
     triton(True)
-    assert [implementation(device) for device in (CUDA, CPU, META)] == ["triton", "torch", "torch"]
+    assert [implementation(device) for device in (CUDA, META, CPU, OTHER)] == ["triton", "triton", "torch", "torch"]
     triton(False)
     assert implementation(CUDA) == "torch"
     triton(True, compiler=False)
@@ -51,7 +51,7 @@ def test_the_environment_has_the_last_word(asked, triton, monkeypatch):
         ("cuda", (True, True), CPU, "DIST_VSD_KERNELS must be one of triton, torch, got 'cuda': change it, or unset it"),
         ("triton", (False, True), CUDA, "=triton can not be had: triton is not installed: pip install triton; or unset"),
         ("triton", (True, False), CUDA, "=triton can not be had: triton finds no C compiler: install gcc; or unset"),
-        ("triton", (True, True), META, "=triton can not be had: triton serves CUDA, and CPUs in its interpreter, not meta; or unset"),
+        ("triton", (True, True), OTHER, "=triton can not be had: triton serves CUDA, and CPUs in its interpreter, not xpu; or unset"),
     ],
 )
 def test_what_there_is_not_is_refused_with_a_remedy(asked, there, device, rule, triton, monkeypatch):

@@ -209,7 +209,7 @@ def needs_of(num_particles=4, world_size=1, **options):
 def test_advice_names_the_largest_value_of_each_flag_that_fits():
     needs = needs_of(render_size=1024, micro_batch_size=4)  # 4 + 1 + 4 x 1 GiB
     assert needs.total() == 9 * GIB
-    text = needs.advice(Memory(10 * GIB, int(7.5 * GIB / 0.8) + 1, "main memory"))
+    text = needs.advice(Memory(10 * GIB, int(7.5 * GIB / 0.7) + 1, "main memory"))
     # 2.5 GiB are left for four renders: 1024 sqrt(2.5 / 4) = 809.5 pixels; or for two and a half; or 2.5 particles at 2 GiB each
     # until a micro-batch is full, and one with 4 renders at 3.
     assert "estimated to need 9.0 GiB (prior 1.0 GiB, theta 4.0 GiB, activations 4.0 GiB)" in text
