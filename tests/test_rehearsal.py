@@ -24,7 +24,7 @@ from dist_vsd.training.update import update
 from tests.paper_device import DEVICE, OnPaper, PaperTensor, recording
 from tests.two_views import ROW
 
-CPU = torch.device("cpu")
+CPU, MAIN, SIDE = torch.device("cpu"), "computation", "side"
 ONE_COPY = next(f"device.py:{n}" for n, text in enumerate(inspect.getsource(dist_vsd.device).splitlines(), 1) if "freight.to(" in text)
 DENSE = {"field": {"num_samples": 8, "dense_grid": {"resolutions": [8]}}, "render_size": 16}
 HASH = {"field": {"num_samples": 8, "encoding": "hash", "hash_grid": {"log2_table_size": 8, "num_levels": 4}}, "render_size": 16}
@@ -45,6 +45,9 @@ RUNS = {
     "one pass of phi serves twice": ("latent", {"score": {"reuse_pass": True}}),
     "particles that take turns": ("latent", {"num_particles": 3, "particles": {"theta_batch": 1, "phi_batch": 2}}),
     "in order": ("latent", {"deterministic": True}),
+    "offloaded": ("latent", {"num_particles": 3, "micro_batch_size": 1, "particles": {"offload": True}}),
+    "tiles, budgets, and nothing that is hidden": ("embedded", {"render_size": 16, "field": HASH["field"] | {
+        "samples_per_ray": 4, "visible_per_ray": 3, "hidden_below": 1e-4, "tile_points": 100}}),
     "two views together": ("embedded", DENSE | {"prior": "two-views", "num_views": 2}),
 }
 
@@ -80,7 +83,10 @@ def test_updates_on_the_device_give_the_cpus_numbers(name, two_views):
         for index in range(num_updates):
             with recording() as record:
                 update(found, index)
-            if RUNS[name][1].get("objective") != "ancestral":
+            if name == "offloaded":
+                assert record.copies[("in", ONE_COPY)] == 1
+                assert sum(record.waits.values()) == 0
+            elif RUNS[name][1].get("objective") != "ancestral":
                 assert dict(record.copies) == {("in", ONE_COPY): 1}, "all that is drawn travels together"
                 assert sum(record.waits.values()) == 0
     for index in range(num_updates):
@@ -198,6 +204,29 @@ def looped(state, folder, num_updates):
         preview(0)
         train(state, 0, directory, stop, StageFigures(state, told), preview)
     return told, records[num_updates - 2 : num_updates]
+
+
+def test_offloaded_particles_travel_beside_the_computation_which_waits_for_each_to_arrive():
+    """In the order that the device is told: particle 2 sets out while particle 0 is worked on, and is waited for before its turn."""
+    with OnPaper():
+        state = state_of("offloaded", DEVICE)
+        with recording() as record:
+            update(state, 0)
+        state.placement.settle()
+    told = [(queue, what.split(" of ")[0]) for queue, what in record.order if what != "time"]
+    assert set(told) >= {("side", "copy in"), ("side", "copy out"), ("side", "mark"), ("side", "waits for computation")}
+    marks, waits = ([place for place, row in enumerate(told) if row == which] for which in ((SIDE, "mark"), (MAIN, "waits for mark")))
+    assert len(marks) == 3
+    assert len(waits) >= 3
+    first_home = told.index((SIDE, "copy out"))
+    assert marks[1] < first_home  # the next one is on its way before the first goes home
+    for mark, wait in zip(marks, waits, strict=False):
+        assert mark < wait
+    for place, row in enumerate(told):
+        if row == (SIDE, "copy out"):  # a particle goes home when the computation is done with it
+            assert (SIDE, "waits for computation") in told[:place]
+    brought = [row for row in told if row == (SIDE, "copy in")]
+    assert told.count((MAIN, "keeps a tensor")) == len(brought)  # whose memory stays until the computation is done with it
 
 
 def test_the_loop_waits_once_where_a_line_is_logged_and_else_never(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -67,6 +67,24 @@ class OwnedParticle:
         names = {parameter: name for name, parameter in self.theta.named_parameters()}
         return tensors | {f"{OPTIMIZER}{k}": v for k, v in optimizer_tensors(self.optimizer, names).items()}
 
+    def replace_tensors(self, moved: Callable[[str, Tensor], Tensor]) -> None:
+        """Put others in the place of all tensors: parameters, grids, moments with their count; gradients are dropped.
+
+        New parameters are made of them, as those of one kind of device can't hold the memory of every other.
+
+        Args:
+            moved: given a name, always the same for the same one, and a tensor, returns what takes its place.
+        """
+        for name, old in list(self.theta.named_parameters()):
+            new = torch.nn.Parameter(moved(name, old.detach()), requires_grad=old.requires_grad)
+            state = {key: moved(f"{name}/{key}", value) for key, value in sorted(self.optimizer.state.pop(old, {}).items())}
+            put_parameter(self.theta, self.optimizer, name, new)
+            if state:
+                self.optimizer.state[new] = state
+        for name, buffer in list(self.theta.named_buffers()):
+            module, _, leaf = name.rpartition(".")
+            setattr(self.theta.get_submodule(module), leaf, moved(name, buffer))
+
     def restore(self, tensors: dict[str, Tensor]) -> None:
         """Put back what ``tensors`` returned, of whatever size the particle had then; an absent optimiser's state begins anew."""
         load_theta(self.theta, tensors, self.optimizer)
@@ -107,18 +125,24 @@ def replace_parameter(
         value: the new one.
         rows: (N,) for each row of the new one the old row whose moments it takes over; None: its moments begin anew.
     """
-    module, _, leaf = name.rpartition(".")
-    owner = theta.get_submodule(module)
-    old = getattr(owner, leaf)
+    old = theta.get_parameter(name)
     new = torch.nn.Parameter(value.detach().clone(), requires_grad=old.requires_grad)
-    setattr(owner, leaf, new)
+    put_parameter(theta, optimizer, name, new)
     if optimizer is None:
         return
-    for group in optimizer.param_groups:
-        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
     state = optimizer.state.pop(old, None)
     if state and rows is not None:
         optimizer.state[new] = {key: moment if key == "step" else moment[rows] for key, moment in state.items()}
+
+
+def put_parameter(theta: torch.nn.Module, optimizer: torch.optim.Optimizer | None, name: str, new: torch.nn.Parameter) -> None:
+    """Put a parameter in the place of another, in the module and in the optimiser's groups; its state is the caller's to move."""
+    module, _, leaf = name.rpartition(".")
+    owner = theta.get_submodule(module)
+    old = getattr(owner, leaf)
+    setattr(owner, leaf, new)
+    for group in optimizer.param_groups if optimizer is not None else []:
+        group["params"] = [new if parameter is old else parameter for parameter in group["params"]]
 
 
 def take_rows(theta: torch.nn.Module, optimizer: torch.optim.Optimizer, name: str, rows: Tensor) -> None:

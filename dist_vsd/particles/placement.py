@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -50,6 +50,8 @@ class Offloaded:
     Memory on the device then does not grow with the number of particles. Parameters, grids and Adam's moments move; the
     numbers are copied, never changed, so a run is the same to the bit with and without.
 
+    A particle that moves is given other parameters: whoever keeps one of them between its turns keeps what was.
+
     Args:
         particles: all of this rank's, on the host or the device.
         device: to work on.
@@ -60,9 +62,8 @@ class Offloaded:
     """
 
     def __init__(self, particles: Iterable[OwnedParticle], device: torch.device) -> None:
-        self._device = device
         self._copies = SideStream(device)
-        self._host: dict[int, dict[int, Tensor]] = {}
+        self._host: dict[int, dict[str, Tensor]] = {}
         self._arrived: dict[int, Any] = {}  # marks
         self.resident: set[int] = set()
         self.most_resident = 0
@@ -84,8 +85,7 @@ class Offloaded:
             self.resident.add(particle.id)
             self.most_resident = max(self.most_resident, len(self.resident))
             with self._copies.queued():
-                for tensor in _tensors(particle):
-                    tensor.data = self._copies.brought(tensor.data)
+                particle.replace_tensors(lambda _name, tensor: self._copies.brought(tensor))
                 self._arrived[particle.id] = self._copies.mark()
 
     def release(self, particles: Sequence[OwnedParticle]) -> None:
@@ -101,21 +101,14 @@ class Offloaded:
 
     def _to_host(self, particle: OwnedParticle) -> None:
         host = self._host[particle.id]
+
+        def home(name: str, tensor: Tensor) -> Tensor:
+            kept = host.get(name)
+            if kept is None or kept.shape != tensor.shape:
+                kept = host[name] = self._copies.home_for(tensor)
+            self._copies.take_home(tensor, kept)
+            return kept
+
         self._copies.wait_for_computation()  # the step must be done before its result travels
         with self._copies.queued():
-            for place, tensor in enumerate(_tensors(particle)):
-                tensor.grad = None
-                kept = host.get(place)
-                if kept is None or kept.shape != tensor.shape:
-                    kept = host[place] = self._copies.home_for(tensor)
-                self._copies.take_home(tensor.data, kept)
-                tensor.data = kept
-
-
-def _tensors(particle: OwnedParticle) -> Iterator[Tensor]:
-    """Yield everything of a particle: parameters, grids, moments with their count; always in the same order."""
-    yield from particle.theta.parameters()
-    yield from particle.theta.buffers()
-    for parameter in particle.theta.parameters():
-        state = particle.optimizer.state.get(parameter, {})
-        yield from (value for _, value in sorted(state.items()))
+            particle.replace_tensors(home)
