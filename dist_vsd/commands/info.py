@@ -44,6 +44,9 @@ def run(arguments: list[str]) -> int:
         return 0
     import torch
 
+    from dist_vsd.device import best_device
+    from dist_vsd.kernels.choice import kernels_in_words
+
     print(f"dist-vsd {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     for package in PACKAGES:
         try:
@@ -54,6 +57,7 @@ def run(arguments: list[str]) -> int:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     for attention in ATTENTIONS:
         print(f"attention {attention}: {why_not(attention, 'bf16') or 'there'}")
+    print(f"kernels of fields: {kernels_in_words(best_device())}")
     print(f"devices: {', '.join(gpus) or f'CPU, {torch.get_num_threads()} threads'}")
     print("presets:")
     for name in preset_names():

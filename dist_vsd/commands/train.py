@@ -151,7 +151,7 @@ def optimize(
             with naming_lost_ranks("while it ran"):
                 first, notes = begin(state, directory, where.checkpoint)
             reporter = open_reporter(config, rank, directory.path, first)
-            for note in [*where.notes, *notes]:
+            for note in [*where.notes, *notes, *_kernels_of(state)]:
                 reporter.event(first, note)
             while done := _train_stage(state, first, directory, stop, reporter):
                 stage = stage_after(stages_of(config), state.stage.last)
@@ -254,12 +254,27 @@ def agree(collectives: Collectives, action: Callable[[], None]) -> None:
         raise ValueError(messages[0])
 
 
+def _kernels_of(state: TrainingState) -> list[str]:
+    """Return the line that says what renders fields on an accelerator; on a CPU there is no choice."""
+    from dist_vsd.device import is_accelerator
+    from dist_vsd.kernels.choice import kernels_in_words
+
+    device = state.prior.device
+    if not (is_accelerator(device) and state.config.representation_row.is_volume):
+        return []
+    return [f"fields are rendered by {kernels_in_words(device)}"]
+
+
 def check_start(config: RunConfig, process: Process) -> None:
     """Refuse combinations of configuration and machine that can't keep what they promise.
 
     Raises:
         ValueError: see above.
     """
+    if config.representation_row.is_volume:
+        from dist_vsd.kernels.choice import implementation
+
+        implementation(process.device)  # refuses what DIST_VSD_KERNELS asks for in vain
     if config.deterministic and process.zero_stage:
         raise ValueError("--deterministic sums gradients itself, a DeepSpeed configuration does too: use one of the two")
     if not config.deterministic:
