@@ -198,3 +198,15 @@ def test_a_process_of_a_function_ends_as_the_function_does():
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces")
+def test_it_is_where_who_asks_is_as_a_job_is_on_its_node(program):
+    """In the network, with the host name and the files of a node of slurm_cluster.py."""
+    command = ["unshare", "--net", "--uts", "--mount", *program(TELLER)]
+    done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, **PIPES)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("not in this container")
+    told = json.loads(done.stdout)
+    assert told["packages"]
+    assert told["net"] != os.readlink("/proc/self/ns/net")
