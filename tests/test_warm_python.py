@@ -106,7 +106,8 @@ def test_a_command_that_is_refused_says_so_and_ends_with_2():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
 def test_a_signal_that_would_end_it_does_and_is_the_end_of_who_was_started(program, number):
-    process = subprocess.Popen(program(SLEEPER), env=environment(), **PIPES)
+    as_by_default = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}  # nohup ignores one
+    process = subprocess.Popen(program(SLEEPER), env=environment(), **as_by_default, **PIPES)
     pid = int(process.stdout.readline())
     process.send_signal(number)
     process.communicate(timeout=60)
