@@ -15,10 +15,10 @@ os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_
 
 # The files that take the longest, the longest first, so that the workers of pytest-xdist end together: a file goes to one of them.
 LONGEST = (
-    "slurm", "ranks", "docs", "compare", "launch_lines", "rank_death", "wandb", "stages", "heartbeat", "sweep_run", "sweep_page",
-    "bench", "shot", "growing_particle", "out_of_memory", "launch", "resume", "preview", "clip_of_figures", "export_formats", "theory",
-    "cli_bad_input", "embedded_prior", "distributed", "flat_particles", "placement", "rehearsal", "evaluation_command", "prior_loading",
-    "loss_scale", "recipe", "lab",
+    "slurm", "ranks", "compare", "docs", "launch_lines", "rank_death", "rehearsal", "sweep_run", "out_of_memory", "heartbeat", "stages",
+    "wandb", "flat_particles", "distributed", "theory", "bench", "prior_loading", "sweep_page", "cli_bad_input", "preview",
+    "embedded_prior", "evaluation_command", "lab", "resume", "growing_particle", "shot", "placement", "recipe", "launch", "update_options",
+    "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats",
 )  # fmt: skip
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.

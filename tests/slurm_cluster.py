@@ -4,11 +4,13 @@ No systemd, no cgroups; everything lives in one folder and is stopped by its own
 """
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -87,6 +89,7 @@ class SlurmCluster:
 
     def __init__(self, lab, num_nodes=2, gpus=2, cpus=4, networks=False):
         self.lab, self.num_nodes, self.gpus, self.cpus, self.networks = Path(lab), num_nodes, gpus, cpus, networks
+        self._lock = None
         self.environment = os.environ | {"SLURM_CONF": str(self.lab / "slurm.conf")}
 
     def __enter__(self):
@@ -140,6 +143,10 @@ class SlurmCluster:
         (self.lab / "hosts").write_text(Path("/etc/hosts").read_text() + own)
 
     def _make_networks(self):
+        # Names, addresses and ports are the machine's: another cluster that lives has them, and one waits for its end. The kernel gives
+        # the lock back when its holder is killed.
+        self._lock = open(Path(tempfile.gettempdir()) / "dist_vsd_slurm.lock", "w")  # noqa: SIM115
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
         self._remove_networks()  # of a test run that was killed
         run = self.run
         run("ip", "link", "add", "vsdbr", "type", "bridge")
@@ -218,8 +225,9 @@ class SlurmCluster:
         for file in [*self.lab.glob("slurmd.*.pid"), self.lab / "slurmctld.pid", self.lab / "munged.pid"]:
             with contextlib.suppress(OSError, ValueError):
                 stop(int(file.read_text()))
-        if self.networks:
+        if self._lock is not None:  # else they are another cluster's, or nobody's
             self._remove_networks()
+            self._lock.close()
 
 
 def stop(pid):

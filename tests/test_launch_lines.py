@@ -1,8 +1,9 @@
 """Every line in the heads of launch_configs/, run whole: the launcher's words and all the words of `train`.
 
-What other machines have is replaced by REPLACED and FEWER_RANKS, and what takes long is made small by SMALL or SHORT, nothing else. Each
-way of launching is `accelerate launch` itself: CPU ranks, DeepSpeed, one process, two nodes. The other lines differ in what the launcher
-tells its ranks: accelerate parses their words and makes the variables, as it does before it starts ranks; the ranks are forked (ranks.py).
+What other machines have is replaced by REPLACED and FEWER_RANKS, and what takes long is made small by SMALL or SHORT, the lines for CPUs
+by a random prior too, and nothing else. Each way of launching is `accelerate launch` itself: CPU ranks, DeepSpeed (whose ranks import it
+anew), one process, two nodes. The other lines differ in what the launcher tells its ranks: accelerate parses their words and makes the
+variables, as it does before it starts ranks; the ranks are forked (ranks.py).
 """
 
 import json
@@ -27,7 +28,7 @@ FORKED = [name for name in FOR_GPUS if name not in ("single_gpu", "multi_node")]
 
 REPLACED = {HUB_PRIOR: "the folder of a random prior of the same architecture", "node0": "127.0.0.1"}
 FEWER_RANKS = ["--num_processes", "2"]  # of 8 and 16
-SHORT = [*TINY, "--num-updates", "2", "--checkpoint-every", "2"]
+SHORT = [*TINY, "--num-updates", "2", "--checkpoint-every", "2", "--render-size", "16"]
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs them as they stand")
 
@@ -76,22 +77,23 @@ def test_no_line_of_a_head_is_left_out():
 
 
 @pytest.fixture(scope="module")
-def phi_of_plain_ranks(tmp_path_factory):
+def phi_of_plain_ranks(tmp_path_factory, random_prior):
     """phi after two updates on two ranks without DeepSpeed."""
     run_dir = tmp_path_factory.mktemp("plain") / "run"
-    code, output = finish(start(FOR_CPUS["cpu"], [*SHORT, "--run-dir", str(run_dir)], ["--main_process_port", "0"]))
+    flags = [*SHORT, "--prior", random_prior, "--run-dir", str(run_dir)]
+    code, output = finish(start(FOR_CPUS["cpu"], flags, ["--main_process_port", "0"]))
     assert code == 0, output
     return {n: t for n, t in checkpoint(run_dir, 2).items() if n.startswith("phi")}
 
 
 @no_gpu
 @pytest.mark.parametrize("name", FOR_CPUS)
-def test_two_cpu_ranks_start_as_the_head_says_and_make_the_same_phi(name, tmp_path, phi_of_plain_ranks):
+def test_two_cpu_ranks_start_as_the_head_says_and_make_the_same_phi(name, tmp_path, phi_of_plain_ranks, random_prior):
     if name == "cpu":
         assert phi_of_plain_ranks  # its own run
         return
     pytest.importorskip("deepspeed")
-    line, flags = FOR_CPUS[name], [*SHORT, "--run-dir", str(tmp_path / "run")]
+    line, flags = FOR_CPUS[name], [*SHORT, "--prior", random_prior, "--run-dir", str(tmp_path / "run")]
     launched = name == "deepspeed_zero3"  # the others' files say nothing else to the launcher itself
     # Here ranks import DeepSpeed anew, and say what they say then.
     code, output = finish(start(line, flags, ["--main_process_port", "0"], cold=True)) if launched else fork(line, flags)

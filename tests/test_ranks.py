@@ -1,4 +1,7 @@
-"""What must hold on any number of ranks, shown with real processes on gloo."""
+"""What must hold on any number of ranks, shown with real processes on gloo.
+
+By a random prior of a few thousand weights: nothing here depends on what a prior has learned (test_distributed.py has the embedded one).
+"""
 
 import json
 import re
@@ -12,12 +15,26 @@ from tests.runs import TINY, checkpoint
 
 FOUR = ["a green duck", *TINY, "--num-particles", "4", "--num-views", "2", "--num-updates", "4"]
 FOUR += ["--micro-batch-size", "2"]  # convolutions round by the shape of a batch: the same for all
+PRIOR = {}
 LAYOUTS = {"2 ranks": {"num_ranks": 2}, "4 ranks": {"num_ranks": 4}, "2 x 2 views": {"num_ranks": 4, "shards": 2}}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def prior_words(random_prior):
+    """Have all runs that begin here use the random prior, at its size."""
+    PRIOR["latent"] = ["--prior", random_prior, "--latent.resolution", "8"]
+    PRIOR["embedded"] = ["--prior", random_prior, "--render-size", "16"]
+
+
+def small(arguments):
+    """Return the words of a run with those that make it small; a resumed run is what it was."""
+    return arguments if "--resume" in arguments else [*arguments, *PRIOR["latent" if "latent" in arguments else "embedded"]]
 
 
 def run(folder, arguments, num_ranks=1, shards=0, **options):
     """Train in a folder; it must end well."""
-    code, output = run_ranks([*arguments, "--num-shards", str(shards), "--run-dir", str(folder)], num_ranks=num_ranks, **options)
+    words = [*small(arguments), "--num-shards", str(shards), "--run-dir", str(folder)]
+    code, output = run_ranks(words, num_ranks=num_ranks, **options)
     assert code == 0, output
     return output
 
@@ -124,7 +141,7 @@ def test_phi_is_the_same_to_the_bit_with_bf16_networks(tmp_path):
 
 def test_a_forgotten_reduction_stops_the_run_at_the_next_check_and_names_the_ranks(tmp_path):
     arguments = ["a green duck", *TINY, "--check-every", "3", "--run-dir", str(tmp_path / "run")]
-    code, output = run_ranks(arguments, num_ranks=2, fault=("no_reduction", "0"))
+    code, output = run_ranks(small(arguments), num_ranks=2, fault=("no_reduction", "0"))
     assert code == 1, output
     assert "phi after update 3 differs between ranks: rank(s) 1 from rank 0" in output
 
@@ -203,7 +220,7 @@ SHARED = ["a green duck", *TINY, "--num-particles", "1", "--check-every", "1"]  
 
 
 def test_a_particle_that_drifts_on_one_of_the_ranks_that_share_it_stops_the_run_and_names_them(tmp_path):
-    code, output = run_ranks([*SHARED, "--run-dir", str(tmp_path / "run")], num_ranks=2, fault=("theta_drifts", "1"))
+    code, output = run_ranks([*small(SHARED), "--run-dir", str(tmp_path / "run")], num_ranks=2, fault=("theta_drifts", "1"))
     assert code == 1, output
     assert "particle 0 after update 6 differs between the ranks that share it: rank(s) 1 from rank 0" in output
 

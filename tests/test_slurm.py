@@ -108,7 +108,7 @@ def test_a_job_that_runs_out_of_time_saves_and_is_requeued(slurm, slow_jobs, fol
 
 def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_one_does(slurm, folder):
     """By the guide's line for one node."""
-    flags = [*TINY, "--num-particles", "2", "--num-updates", "60", "--checkpoint-every", "30"]
+    flags = [*TINY, "--num-particles", "2", "--num-updates", "40", "--checkpoint-every", "20"]
     job = submit_line(slurm, folder, ON_ONE_NODE, "preempted", flags)
     slurm.wait_until(lambda: (folder / "preempted/metrics.jsonl").exists(), 120, "the first update")
     urgent = slurm.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1", cwd=folder)
@@ -119,7 +119,7 @@ def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_on
     assert outcome(folder, "preempted")["attempt"] == f"{job}.1"
     code, output = run_ranks(["a green duck", *flags, "--run-dir", str(folder / "undisturbed")], num_ranks=2)
     assert code == 0, output
-    one, other = checkpoint(folder / "preempted", 60), checkpoint(folder / "undisturbed", 60)
+    one, other = checkpoint(folder / "preempted", 40), checkpoint(folder / "undisturbed", 40)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 

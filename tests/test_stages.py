@@ -14,6 +14,7 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.particles.particle import Render
 from dist_vsd.particles.representations import REPRESENTATIONS
 from dist_vsd.particles.siren import SirenParticle
+from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
 from dist_vsd.runs.saved_run import open_run
 from dist_vsd.training.stages import ONLY_STAGE, stage_after, stage_of_checkpoint, stages_of
 from dist_vsd.training.state import build_state
@@ -30,11 +31,19 @@ STAGES = {
 }
 FIELD = {"coarse": {"num_updates": 2}, "colors": {"num_updates": 1, "objective": "sds", "trains": ["mlp"], "render_size": 24}}
 LAST = 7
+SMALL = {}
 WORDS = ["a green duck", *TINY[2:], "--preset", "latent", "--num-particles", "2", "--deterministic", "--keep-checkpoints", "1"]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def small_prior(random_prior):
+    """Have latent particles scored by a prior of a few thousand weights: stages don't ask what a prior has learned."""
+    SMALL.update(prior=random_prior, latent={"resolution": 8})
+
+
 def run(folder, words, code=0, **options):
-    found, output = run_ranks([*words, "--run-dir", str(folder)], **options)
+    small = ["--prior", SMALL["prior"], "--latent.resolution", "8"] if "latent" in words and "image" not in words else []
+    found, output = run_ranks([*words, *small, "--run-dir", str(folder)], **options)
     assert found == code, output
     return output
 
@@ -53,7 +62,7 @@ def manifest(folder, update):
 def whole(tmp_path_factory):
     """A run of three stages on one rank."""
     folder = tmp_path_factory.mktemp("stages")
-    output = run(folder / "run", with_stages(folder))
+    output = run(folder / "run", [*with_stages(folder), "--clip", str(EMBEDDED_CLIP_FOLDER)])  # or that there is none is an event
     return folder / "run", output
 
 
@@ -124,7 +133,7 @@ def test_a_particle_that_breaks_as_a_stage_begins_is_put_back_to_what_it_began_f
     assert "particle 1: it is not finite; it is restored from its start" in output
     restored, began = checkpoint(tmp_path / "run", 8), checkpoint(tmp_path / "run", 4)
     name = "particles/0000.safetensors:theta/x_0"
-    fresh = build_state(merge(load_preset("latent"), {"prompt": "a duck"}, "test"), Layout.of(1), torch.device("cpu"))
+    fresh = build_state(merge(load_preset("latent"), {"prompt": "a duck", **SMALL}, "test"), Layout.of(1), torch.device("cpu"))
     assert (restored[name] - began[name]).norm() < (fresh.particles[0].theta.x_0 - began[name]).norm()
 
 

@@ -106,7 +106,8 @@ def test_a_command_that_is_refused_says_so_and_ends_with_2():
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2])
 def test_a_signal_that_would_end_it_does_and_is_the_end_of_who_was_started(program, number):
-    process = subprocess.Popen(program(SLEEPER), env=environment(), **PIPES)
+    as_by_default = {"preexec_fn": lambda: signal.signal(number, signal.SIG_DFL)}  # nohup ignores one
+    process = subprocess.Popen(program(SLEEPER), env=environment(), **as_by_default, **PIPES)
     pid = int(process.stdout.readline())
     process.send_signal(number)
     process.communicate(timeout=60)
@@ -198,3 +199,15 @@ def test_a_process_of_a_function_ends_as_the_function_does():
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes namespaces")
+def test_it_is_where_who_asks_is_as_a_job_is_on_its_node(program):
+    """In the network, with the host name and the files of a node of slurm_cluster.py."""
+    command = ["unshare", "--net", "--uts", "--mount", *program(TELLER)]
+    done = subprocess.run(command, env=environment(), stdin=subprocess.DEVNULL, **PIPES)
+    if "Operation not permitted" in done.stderr:
+        pytest.skip("not in this container")
+    told = json.loads(done.stdout)
+    assert told["packages"]
+    assert told["net"] != os.readlink("/proc/self/ns/net")

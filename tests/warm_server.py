@@ -13,6 +13,7 @@ import random
 import resource
 import runpy
 import select
+import shutil
 import signal
 import socket
 import struct
@@ -58,6 +59,7 @@ def serve(descriptor, folder):
                 be_child(connection, before, added)
             children.add(pid, connection)
     children.kill()
+    shutil.rmtree(folder, ignore_errors=True)  # of an owner that was killed
 
 
 class Children:
