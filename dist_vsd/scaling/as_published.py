@@ -49,13 +49,14 @@ def published_ways(config: RunConfig, can_fp16: bool, has_real_size: bool) -> li
         deterministic=False,
     )
     samples = (THU_ML_SAMPLES, THREESTUDIO_SAMPLES) if has_real_size else (config.field.num_samples,) * 2
-    whole_rays = dataclasses.replace(config.field, num_samples=samples[0], occupancy_threshold=ALWAYS_OCCUPIED)
+    every_sample = dataclasses.replace(config.field, samples_per_ray=0, visible_per_ray=0, hidden_below=0.0, tile_points=0)
+    whole_rays = dataclasses.replace(every_sample, num_samples=samples[0], occupancy_threshold=ALWAYS_OCCUPIED)
     thu_ml = dataclasses.replace(plain, precision="fp32", field=whole_rays)
     threestudio = dataclasses.replace(
         plain,
         precision="fp16" if can_fp16 else config.precision,
         score=dataclasses.replace(score, entropy_weight=SECOND_BRANCH),
-        field=dataclasses.replace(config.field, num_samples=samples[1]),
+        field=dataclasses.replace(every_sample, num_samples=samples[1]),
     )
     notes = () if can_fp16 else (f"threestudio computes in fp16, which needs a GPU: {config.precision} here",)
     return [
