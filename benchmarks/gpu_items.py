@@ -9,6 +9,7 @@ import math
 import os
 import signal
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from dist_vsd.kernels.choice import VARIABLE
 from dist_vsd.training.state import TrainingState, build_state
 
 CPU = torch.device("cpu")
+PACKAGE = "/dist_vsd/"
 PATIENCE = 2.0  # times its budget, after which an item is cut off
 SMALL = {
     "render_size": 16,
@@ -101,8 +103,10 @@ def run_item(item: Item, seconds_left: float) -> dict[str, Any]:
 
 
 def in_one_line(error: BaseException) -> str:
-    """Return the kind of an error and the beginning of its words."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    """Return the kind of an error, the beginning of its words, and the innermost line of the package that it passed."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if PACKAGE in frame.filename]
+    where = f" (dist_vsd/{frames[-1].filename.rpartition(PACKAGE)[2]}:{frames[-1].lineno})" if frames else ""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}{where}"
 
 
 def free_memory() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 from typing import Any
 
-from gpu_items import CPU, Item, Place, Skipped, in_one_line
+from gpu_items import CPU, Item, Place, Skipped, free_memory, in_one_line
 
 from dist_vsd.commands.bench_update import UpdateArguments, configuration, has_real_size
 from dist_vsd.distributed.layout import Layout
@@ -48,7 +48,7 @@ class Question:
 
 
 # The preset has room for all 256 samples of each of 512 x 512 rays: 60 GiB counted for one particle, 259 GiB for eight. With room for those
-# that are seen, as of a scene that is empty around its object, eight are 41 GiB.
+# that are seen, as of a scene that is empty around its object, eight are 40 GiB.
 FEW = ("--field.samples-per-ray", "64", "--field.visible-per-ray", "16", "--field.hidden-below", "1e-4")
 SHARE = {"of the matmul peak": TARGETS["share of the matmul peak"]}
 QUESTIONS = {
@@ -121,6 +121,7 @@ class Speed:
                 row = self.measure(way, 1 if self._place.small else UPDATES_AS_PUBLISHED)
             except RuntimeError as error:
                 figures[f"{way.name} did not run"] = in_one_line(error)
+                free_memory()
                 continue
             rows.append(row)
             figures |= {f"{key}, {way.name}": value for key, value in figures_of(row).items()}
