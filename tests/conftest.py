@@ -16,9 +16,9 @@ os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_
 # The files that take the longest, the longest first, so that the workers of pytest-xdist end together: a file goes to one of them.
 LONGEST = (
     "slurm", "ranks", "docs", "compare", "launch_lines", "rank_death", "wandb", "stages", "heartbeat", "sweep_run", "sweep_page",
-    "bench", "shot", "growing_particle", "out_of_memory", "launch", "resume", "preview", "clip_of_figures", "export_formats", "theory",
-    "cli_bad_input", "embedded_prior", "distributed", "flat_particles", "placement", "rehearsal", "evaluation_command", "prior_loading",
-    "loss_scale", "recipe", "lab",
+    "bench_gpu", "bench", "shot", "growing_particle", "out_of_memory", "launch", "resume", "preview", "clip_of_figures",
+    "export_formats", "theory", "cli_bad_input", "embedded_prior", "distributed", "flat_particles", "placement", "rehearsal",
+    "evaluation_command", "prior_loading", "loss_scale", "recipe", "lab",
 )  # fmt: skip
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.

@@ -7,6 +7,8 @@ import time
 import pytest
 import torch
 
+from tests.both_kernels import served_by
+from tests.paper_device import DEVICE, OnPaper
 from tests.runs import ROOT, environment
 from tests.warm_python import python
 
@@ -91,6 +93,27 @@ def test_what_was_done_is_written_after_every_item(items, tmp_path):
     gpu.run_items([items.Item("part", str(number), 1.0, look) for number in range(3)], {"items": []}, out, 60.0)
     assert seen == [0, 1, 2]
     assert len(json.loads(out.read_text())["items"]) == 3
+
+
+@pytest.mark.parametrize("kind", ["random", "nasty"])
+def test_on_a_device_that_is_not_the_cpu_the_kernels_items_find_no_tensor_in_the_wrong_place(items, kind):
+    kernels, place = pytest.importorskip("gpu_kernels"), items.Place(DEVICE, True)
+    for work in (kernels.sampling, kernels.compositing, kernels.leaving_out, kernels.hashing):
+        with OnPaper(), served_by("torch"):
+            checks = work(place, kind)
+        assert checks
+        assert [check for check in checks if not check["passed"]] == []
+
+
+def test_neither_do_whole_updates_nor_fp16_that_overflows(items):
+    updates, place = pytest.importorskip("gpu_updates"), items.Place(DEVICE, True)
+    expected = updates.one_update(place, "latent", "fp32", torch.device("cpu"))
+    with OnPaper(), served_by("torch"):
+        found = updates.one_update(place, "latent", "fp32", DEVICE)
+        overflow = updates.overflow(place)
+        differences = {kind: items.relative_difference(found[kind], expected[kind]) for kind in expected}
+    assert max(differences.values()) < updates.BOUNDS["fp32"] / 10
+    assert all(check["passed"] for check in overflow["checks"])
 
 
 def test_a_differing_bit_a_lost_tensor_and_a_nan_are_seen(items):
