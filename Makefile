@@ -2,6 +2,7 @@
 # make test   set up with what tests need too, then lint and all tests: some fifteen minutes on two CPU cores
 # make quick  the tests of a minute (tests/conftest.py); of another Python: make quick PYTHON=python3.13
 # make compare  every objective on the same prompts, seeds and budget (resumable, some three hours); make compare-quick: 3 prompts
+# make bench-gpu  on a machine with an NVIDIA GPU: what is right, promised and fast there, in under ten minutes (benchmarks/gpu.py)
 # make gallery  the README's table and pictures (resumable; under two hours on two CPU cores)
 
 PYTHON ?= python3
@@ -15,7 +16,7 @@ RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
 WORKERS := $(shell [ $(CORES) -ge 2 ] && echo 3 || echo 1)
 DEMO := runs/demo
 
-.PHONY: demo test quick gallery compare compare-quick lint clean
+.PHONY: demo test quick gallery compare compare-quick bench-gpu lint clean
 
 # torch first and pinned: left to the other packages, pip may choose a build with gigabytes of CUDA.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt Makefile
@@ -50,6 +51,10 @@ compare: $(VENV)/.installed
 
 compare-quick: $(VENV)/.installed
 	$(BIN)/python benchmarks/compare.py --scale quick
+
+# Beside the package it starts each launch configuration, those of DeepSpeed too.
+bench-gpu: $(VENV)/.installed_for_tests
+	$(BIN)/python benchmarks/gpu.py
 
 clean:
 	rm -rf .venv .venv-* build *.egg-info

@@ -7,6 +7,7 @@ torch (``torch.get_device_module``) has the same names. On a CPU everything is d
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -18,11 +19,27 @@ from torch import Tensor
 
 Name = TypeVar("Name", bound=Hashable)
 ALIGNMENT = 16  # bytes: of every type of numbers
+CUBLAS_VARIABLE, CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG", ":4096:8"  # the other that torch takes, :16:8, may be slower
 
 
 def best_device() -> torch.device:
     """Return where a command of one process computes: the GPU where there is one."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def use_fixed_order() -> None:
+    """Have this process compute everything in a fixed order from now on: the same bits from the same input on the same machine.
+
+    torch refuses matrix products on CUDA in this mode unless cuBLAS is told which workspaces to keep, by a variable that cuBLAS reads at
+    its first use; a value of the user's own is left (https://docs.nvidia.com/cuda/cublas/#results-reproducibility).
+    """
+    os.environ.setdefault(CUBLAS_VARIABLE, CUBLAS_WORKSPACE)
+    torch.use_deterministic_algorithms(True)
+
+
+def use_full_fp32() -> None:
+    """Have fp32 be fp32 on a GPU: torch lets cuDNN round what convolutions multiply to TF32, with 10 bits, unless it is told not to."""
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
 
 
 def is_accelerator(device: torch.device) -> bool:

@@ -1,9 +1,11 @@
 """device.py: on a CPU copies are done when they return; on a GPU they travel beside the computation and neither overtakes the other."""
 
+import os
+
 import pytest
 import torch
 
-from dist_vsd.device import SideStream, best_device, is_accelerator, peak_memory_mib, synchronize
+from dist_vsd.device import SideStream, best_device, is_accelerator, peak_memory_mib, synchronize, use_fixed_order
 
 CPU = torch.device("cpu")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="copies beside the computation need a GPU")
@@ -32,6 +34,20 @@ def test_only_what_works_beside_the_cpu_is_waited_for():
     assert [is_accelerator(torch.device(name)) for name in ("cpu", "meta", "cuda")] == [False, False, True]
     synchronize(CPU)
     assert best_device().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize(("users", "expected"), [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_a_fixed_order_is_torchs_deterministic_mode_with_what_cublas_wants_for_it(users, expected, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", "")  # monkeypatch puts back what was there
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG")
+    if users:
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", users)
+    try:
+        use_fixed_order()
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == expected
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @needs_gpu

@@ -281,8 +281,8 @@ def check_start(config: RunConfig, process: Process) -> None:
         return
     if process.device.type == "cuda" and config.representation_row.is_volume and config.field.encoding == "dense":
         raise ValueError("--deterministic on a GPU: dense grids have no deterministic gradient there; use --field.encoding hash")
-    import torch
+    from dist_vsd.device import use_fixed_order
 
-    torch.use_deterministic_algorithms(True)
+    use_fixed_order()
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 import torch.distributed as dist
 
+from dist_vsd.device import use_full_fp32
 from dist_vsd.distributed.heartbeat import Heartbeat, begin_heartbeat, leave_heartbeat, lost_after_seconds
 from dist_vsd.distributed.launch_checks import check_launch, check_zero, is_set, resolve_precision
 from dist_vsd.distributed.launcher import stop_with_launcher
@@ -91,6 +92,7 @@ def start_process(precision: str = "", timeout_seconds: float = 600.0, refusal: 
     refuse_together(store, "launch", refusal)
     if heartbeat is not None:
         begin_heartbeat(heartbeat)
+    use_full_fp32()
     if on_cpu:
         keep_freed_memory()
     accelerator = _make_accelerator(on_cpu, store, timeout_seconds)
