@@ -85,7 +85,7 @@ def count_peak(config: RunConfig, layout: Layout) -> CountedMemory:
         layout: of the run.
 
     Returns:
-        What was counted, of the second update: the first has no moments yet.
+        What was counted, of an update that finds moments in Adam.
     """
     num_particles = 1 if config.particles.offload else most_particles(layout)
     counts = [_count_update(config, layout, number) for number in range(1, min(2, num_particles) + 1)]
@@ -100,10 +100,20 @@ def _count_update(config: RunConfig, layout: Layout, num_particles: int) -> Coun
     own = Layout.of(num_particles, num_views=layout.num_views, views_per_shot=layout.views_per_shot)
     with shapes_alone(), CountedMemory(device) as memory:
         state = build_state(few, own, device)
-        update(state, 0)
+        for optimizer in [*(particle.optimizer for particle in state.particles), *([state.phi.optimizer] if state.phi else [])]:
+            _make_moments(optimizer)
         memory.forget_peak()
-        update(state, 1)
+        update(state, 1)  # the first one also refreshes grids
     return memory
+
+
+def _make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Take a step, so that Adam has what it keeps from then on."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180, 288)  # as they are sold; each has about as many GiB
