@@ -16,6 +16,7 @@ from dist_vsd.priors.networks import load_network, placed
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
 from dist_vsd.priors.prior import Text, TextEmbeddings
+from dist_vsd.priors.replay import Replayed
 from dist_vsd.priors.text_encoder import embed_texts
 from dist_vsd.priors.text_projections import TextProjections
 
@@ -33,6 +34,7 @@ class DenoisingUnet(nn.Module):
     """
 
     adapted = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of every attention
+    can_be_replayed = True
 
     def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving, takes_projected: bool = True) -> None:
         super().__init__()
@@ -99,6 +101,8 @@ class StableDiffusionPrior:
         self.scaling_factor = vae.config.scaling_factor
         self.image_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        self._predicted = Replayed(lambda x_t, t, *y: self.network(x_t, t, Text(*y)))
+        self._means = Replayed(lambda image: self.vae.encode(image).latent_dist.mean)
 
     @staticmethod
     def load(prior: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPrior:
@@ -132,7 +136,7 @@ class StableDiffusionPrior:
         """Encode (B, 3, H, W) images in [0, 1] as (B, 4, h, w) latents, the posterior's means; gradient flows to the image."""
         if image.shape[-1] != self.image_size:
             image = nn.functional.interpolate(image, (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        mean = self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.mean
+        mean = self._means((2 * image - 1).to(self.vae.dtype))
         return mean.to(image.dtype) * self.scaling_factor
 
     def decode(self, x_0: Tensor) -> Tensor:
@@ -142,12 +146,13 @@ class StableDiffusionPrior:
 
     def predict(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
         """See DenoisingUnet."""
-        return self.network(x_t, t, y, cameras)
+        return self._predicted(x_t, t, y.tokens, y.pooled, y.projected)
 
     def use_attention(self, attention: str) -> None:
         """Let the UNet, and those of network_of(), attend by a back end of attention_names.ATTENTIONS that is there."""
         self.attention = attention
         use_attention(self.unet, attention)
+        self._predicted.forget()
 
     def network_of(self, name: str) -> DenoisingUnet:
         """Load another checkpoint's UNet and process alone, for a phi that does not sit on this one's.
