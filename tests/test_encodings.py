@@ -72,6 +72,24 @@ def test_a_dense_grid_reproduces_a_linear_function_exactly():
     torch.testing.assert_close(encoding(points()), linear(points())[:, None].expand(-1, encoding.num_outputs), **ROUNDING)
 
 
+@pytest.mark.parametrize("count", [0, 200])
+def test_a_dense_grid_and_its_gradient_are_those_of_torchs_grid_sample(count):
+    encoding, at = DenseGrid(DENSE, generator()).double(), 1.2 * points(count)  # some lie outside
+    volume = at.flip(-1).reshape(1, 1, 1, -1, 3)
+    sampled = [torch.nn.functional.grid_sample(v, volume, align_corners=True, padding_mode="border") for v in encoding.levels]
+    expected = torch.cat([rows.reshape(DENSE.num_features, -1) for rows in sampled]).T
+    cotangent = torch.randn(expected.shape, generator=generator(1), dtype=torch.float64)
+    gradients = torch.autograd.grad(expected, list(encoding.levels), cotangent)
+    torch.testing.assert_close(encoding(at), expected, **ROUNDING)
+    for one, other in zip(torch.autograd.grad(encoding(at), list(encoding.levels), cotangent), gradients, strict=True):
+        torch.testing.assert_close(one, other, **ROUNDING)
+
+
+def test_a_point_that_is_no_number_spoils_its_own_features_alone():
+    at = points(3).index_fill(0, torch.tensor([1]), float("nan"))
+    assert DenseGrid(DENSE, generator()).double()(at).isnan().all(1).tolist() == [False, True, False]
+
+
 def test_a_dense_grid_gives_back_the_features_of_a_vertex():
     encoding = DenseGrid(DenseGridConfig(resolutions=(5,), num_features=3), generator()).double()
     vertex = torch.tensor([[-0.5, 0.0, 1.0]], dtype=torch.float64)  # vertices 1, 2 and 4 of -1, -0.5, 0, 0.5, 1

@@ -183,7 +183,9 @@ def _before(values: Tensor) -> Tensor:
 
 
 def _along_rays(values: Tensor, samples: Samples) -> Tensor:
-    """Lay (M,) values out as (N, num_samples), one row a ray, with 0 behind its last sample."""
+    """Lay (M,) values out in one row a ray, with 0 behind its last sample: (N, num_samples), or as wide as the longest on a CPU."""
+    if values.device.type == "cpu":
+        return values.new_zeros(samples.in_rows.shape).masked_scatter_(samples.in_rows, values)
     slot = samples.first[:-1, None] + torch.arange(samples.num_samples, device=values.device, dtype=torch.int32)
     if not values.numel():
         return values.new_zeros(slot.shape)
@@ -192,7 +194,10 @@ def _along_rays(values: Tensor, samples: Samples) -> Tensor:
 
 
 def _packed(rows: Tensor, samples: Samples) -> Tensor:
-    """Take the (M,) values of samples out of (N, num_samples) rows; 0 in left over slots."""
+    """Take the (M,) values of samples out of rows of _along_rays; 0 in left over slots."""
+    if rows.device.type == "cpu":
+        values = rows.masked_select(samples.in_rows)
+        return torch.nn.functional.pad(values, (0, samples.t.shape[0] - values.shape[0]))
     slot = torch.arange(samples.t.shape[0], device=rows.device, dtype=torch.int32)
     column = (slot - samples.first[samples.ray]).clamp_(max=samples.num_samples - 1)
     return torch.where(samples.filled(), rows[samples.ray, column], 0)

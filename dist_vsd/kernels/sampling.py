@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
@@ -46,6 +47,13 @@ class Samples:
     def filled(self) -> Tensor:
         """Return (M,) booleans: which slots hold samples."""
         return torch.arange(self.t.shape[0], device=self.t.device) < self.count
+
+    @functools.cached_property
+    def in_rows(self) -> Tensor:
+        """(N, K) booleans, on a CPU alone: which places of a row for each ray its samples fill; K is the longest ray's number of them."""
+        counts = self.first.diff()
+        width = int(counts.max()) if counts.numel() else 0
+        return torch.arange(width, dtype=torch.int32) < counts[:, None]
 
     def points(self, origins: Tensor, directions: Tensor) -> Tensor:
         """Return (M, 3): where the samples are, given (N, 3) origins and directions; left over slots are at the last ray's origin."""
@@ -115,6 +123,10 @@ def _sample(
     intervals = torch.arange(num_samples, device=origins.device, dtype=origins.dtype)
     t = near[:, None] + intervals * step[:, None] + (offset * step)[:, None]
     hit = _occupied(origins, directions, t, binaries, bound) & (step > 0)[:, None]
+    if budget is None and capacity is None:  # every sample is kept by itself
+        count = hit.sum(1, dtype=torch.int32)
+        ray = torch.arange(len(hit), device=hit.device, dtype=torch.int32).repeat_interleave(count)  # CPU-GPU sync
+        return ray, t[hit], step[ray], segments(count)
     ordinal = hit.cumsum(1, dtype=torch.int32) - 1
     count = ordinal[:, -1] + 1
     stride = strides(count, rays_per_image, budget, num_samples)
@@ -133,9 +145,9 @@ def _sample(
 def _occupied(origins: Tensor, directions: Tensor, t: Tensor, binaries: Tensor, bound: float) -> Tensor:
     """Return (N, K) booleans: whether the cells of the points at (N, K) distances are occupied."""
     resolution = binaries.shape[0]
-    index = torch.zeros_like(t, dtype=torch.int64)
+    index = torch.zeros_like(t, dtype=torch.int32)
     for axis in range(3):
-        point = origins[:, axis, None] + t * directions[:, axis, None]
-        cell = ((point + bound) * (resolution / (2 * bound))).long().clamp_(0, resolution - 1)
+        point = (t * directions[:, axis, None]).add_(origins[:, axis, None])
+        cell = point.add_(bound).mul_(resolution / (2 * bound)).int().clamp_(0, resolution - 1)
         index.mul_(resolution).add_(cell)
     return binaries.reshape(-1)[index]

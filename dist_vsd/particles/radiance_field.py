@@ -50,7 +50,7 @@ class RadianceField(Particle):
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N,) densities, in 1 / scene units, and (N, 3) colours in [0, 1] padded by COLOR_PADDING, at (N, 3) points."""
         config = self.config
-        raw = self.output(torch.relu(self.hidden(self.encoding(points / config.bound))))
+        raw = self.output(torch.relu_(self.hidden(self.encoding(points / config.bound))))
         start = config.density_strength * (1 - points.norm(dim=-1) / config.density_radius)
         color = (1 + 2 * COLOR_PADDING) * raw[:, 1:].sigmoid() - COLOR_PADDING
         return nn.functional.softplus(raw[:, 0] + start), color

@@ -18,6 +18,7 @@ from dist_vsd.priors.networks import load_network, placed
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
 from dist_vsd.priors.prior import Text, TextEmbeddings
+from dist_vsd.priors.replay import Replayed
 from dist_vsd.priors.text_encoder import embed_texts
 from dist_vsd.priors.text_projections import TextProjections
 
@@ -35,6 +36,7 @@ class DenoisingUnet(nn.Module):
     """
 
     adapted = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of every attention
+    can_be_replayed = True
 
     def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving, takes_projected: bool = True) -> None:
         super().__init__()
@@ -61,24 +63,24 @@ class DenoisingUnet(nn.Module):
         XL's also wants the pooled text and its micro-conditioning (Podell et al. 2023, section 2.2): the size that the picture had,
         where it was cropped, and the size it has; a picture is told to have its own size and no crop.
         """
-        unet, conditions = self.unet, {}
+        unet, dtype, conditions = self.unet, dtype_of(self.unet), {}
         if unet.config.addition_embed_type == "text_time":
             assert y.pooled is not None, "an XL model needs pooled embeddings"
             height, width = (SDXL_LATENT_SCALE * side for side in x_t.shape[-2:])
             time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
-            conditions = {"text_embeds": y.pooled.to(unet.dtype), "time_ids": time_ids.expand(len(x_t), -1)}
+            conditions = {"text_embeds": y.pooled.to(dtype), "time_ids": time_ids.expand(len(x_t), -1)}
         with self._given(y):
-            prediction = unet(x_t.to(unet.dtype), t, y.tokens.to(unet.dtype), added_cond_kwargs=conditions).sample
+            prediction = unet(x_t.to(dtype), t, y.tokens.to(dtype), added_cond_kwargs=conditions).sample
         return prediction.to(x_t.dtype)  # before any difference is taken of it
 
     def projected(self, y: Text) -> Text:
         """Return texts with the keys and values that this network makes of them."""
-        return dataclasses.replace(y, projected=self._text_projections.of(y.tokens.to(self.unet.dtype)))
+        return dataclasses.replace(y, projected=self._text_projections.of(y.tokens.to(dtype_of(self.unet))))
 
     def _given(self, y: Text) -> contextlib.AbstractContextManager[None]:
         if not self.takes_projected or y.projected is None:
             return contextlib.nullcontext()
-        return self._text_projections.given(y.projected.to(self.unet.dtype))
+        return self._text_projections.given(y.projected.to(dtype_of(self.unet)))
 
 
 class StableDiffusionPrior:
@@ -105,6 +107,8 @@ class StableDiffusionPrior:
         self.scaling_factor = vae.config.scaling_factor
         self.image_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
+        self._predicted = Replayed(lambda x_t, t, *y: self.network(x_t, t, Text(*y)))
+        self._means = Replayed(lambda image: self.vae.encode(image).latent_dist.mean)
 
     @staticmethod
     def load(prior: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPrior:
@@ -126,7 +130,7 @@ class StableDiffusionPrior:
     @property
     def device(self) -> torch.device:
         """Where the networks are."""
-        return self.unet.device
+        return next(self.unet.parameters()).device
 
     @property
     def num_bytes(self) -> int:
@@ -138,22 +142,23 @@ class StableDiffusionPrior:
         """Encode (B, 3, H, W) images in [0, 1] as (B, 4, h, w) latents, the posterior's means; gradient flows to the image."""
         if image.shape[-1] != self.image_size:
             image = nn.functional.interpolate(image, (self.image_size, self.image_size), mode="bilinear", antialias=True)
-        mean = self.vae.encode((2 * image - 1).to(self.vae.dtype)).latent_dist.mean
+        mean = self._means((2 * image - 1).to(dtype_of(self.vae)))
         return mean.to(image.dtype) * self.scaling_factor
 
     def decode(self, x_0: Tensor) -> Tensor:
         """Decode (B, 4, h, w) latents to (B, 3, H, W) images in [0, 1]."""
-        image = self.vae.decode((x_0 / self.scaling_factor).to(self.vae.dtype)).sample
+        image = self.vae.decode((x_0 / self.scaling_factor).to(dtype_of(self.vae))).sample
         return (image.to(x_0.dtype) / 2 + 0.5).clamp(0, 1)
 
     def predict(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
         """See DenoisingUnet."""
-        return self.network(x_t, t, y, cameras)
+        return self._predicted(x_t, t, y.tokens, y.pooled, y.projected)
 
     def use_attention(self, attention: str) -> None:
         """Let the UNet, and those of network_of(), attend by a back end of attention_names.ATTENTIONS that is there."""
         self.attention = attention
         use_attention(self.unet, attention)
+        self._predicted.forget()
 
     def network_of(self, name: str) -> DenoisingUnet:
         """Load another checkpoint's UNet and process alone, for a phi that does not sit on this one's.
@@ -167,7 +172,7 @@ class StableDiffusionPrior:
         folder = find_pipeline(name)
         if self.folder is not None:
             check_unet_fits(folder, self.folder)
-        unet = load_network(UNet2DConditionModel, folder, "unet", self.unet.dtype)
+        unet = load_network(UNet2DConditionModel, folder, "unet", dtype_of(self.unet))
         use_attention(unet, self.attention)
         return DenoisingUnet(placed(unet, self.device), _read_process(folder).to(self.device), takes_projected=False)
 
@@ -190,6 +195,11 @@ class StableDiffusionPrior:
             uncond = Text(torch.zeros_like(uncond.tokens), None if uncond.pooled is None else torch.zeros_like(uncond.pooled))
         rows = self.network.projected(Text.cat([rows[:-1], uncond]))
         return TextEmbeddings(rows[:-1], rows[-1:].expand(len(prompts)))
+
+
+def dtype_of(network: nn.Module) -> torch.dtype:
+    """Return the dtype of a network's weights; diffusers' own ``dtype`` goes through all modules first, 2 ms each time."""
+    return next(network.parameters()).dtype
 
 
 def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:

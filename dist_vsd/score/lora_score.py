@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.priors.prior import Network, Text
+from dist_vsd.priors.replay import Replayed
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
 from dist_vsd.score.lora_layer import CastLoraLinear, CastOnce
 from dist_vsd.score.score_config import ScoreConfig
@@ -55,6 +56,7 @@ class LoraScore(nn.Module):
         self.camera_embedding = CameraEmbedding(num_inputs, network.time_width, generator).to(device) if num_inputs else None
         self._offset: Tensor | None = None
         network.time_embedding.register_forward_hook(self._add_offset)
+        self._replayed = Replayed(lambda x_t, t, pose, *y: self._ask(x_t, t, Text(*y), pose, None))
 
     def _add_offset(self, _module: nn.Module, _inputs: Any, time_embedding: Tensor) -> Tensor:
         return time_embedding if self._offset is None else time_embedding + self._offset.to(time_embedding.dtype)
@@ -107,6 +109,17 @@ class LoraScore(nn.Module):
         Returns:
             Like x_t; the gradient flows to phi and x_t.
         """
+        if self._can_be_replayed():
+            return self._replayed(x_t, t, pose, y.tokens, y.pooled, y.projected)
+        return self._ask(x_t, t, y, pose, cameras)
+
+    def _can_be_replayed(self) -> bool:
+        """Say whether a pass calls the same operations on the same tensors every time: not where ZeRO 3 shards them, or casts are made."""
+        matrix = self._adapted[0].lora_A[ADAPTER].weight
+        whole = not hasattr(matrix, "ds_id") and self._adapted[0].get_base_layer().weight.dtype == matrix.dtype
+        return whole and self.network.can_be_replayed
+
+    def _ask(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, cameras: Cameras | None) -> Tensor:
         self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None
         self._switch(on=True)
         self._cast_matrices()
