@@ -152,6 +152,8 @@ class StableDiffusionPrior:
 
     def predict(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
         """See DenoisingUnet."""
+        if hasattr(next(self.unet.parameters()), "ds_id"):  # ZeRO 3 gathers the weights in the modules' hooks
+            return self.network(x_t, t, y, cameras)
         return self._predicted(x_t, t, y.tokens, y.pooled, y.projected)
 
     def use_attention(self, attention: str) -> None:

@@ -50,6 +50,7 @@ class LoraScore(nn.Module):
                 down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / config.rank)
                 up.weight.zero_()
         self._switch(on=False)
+        self._recomputes = config.recompute
         if config.recompute:
             network.recompute(self._through_block)
         num_inputs, device = POSE_WIDTHS[config.camera], next(network.parameters()).device
@@ -117,7 +118,7 @@ class LoraScore(nn.Module):
         """Say whether a pass calls the same operations on the same tensors every time: not where ZeRO 3 shards them, or casts are made."""
         matrix = self._adapted[0].lora_A[ADAPTER].weight
         whole = not hasattr(matrix, "ds_id") and self._adapted[0].get_base_layer().weight.dtype == matrix.dtype
-        return whole and self.network.can_be_replayed
+        return whole and self.network.can_be_replayed and not self._recomputes
 
     def _ask(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, cameras: Cameras | None) -> Tensor:
         self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None
