@@ -21,7 +21,7 @@ from dist_vsd.scaling.memory import Memory, in_words
 if TYPE_CHECKING:
     from dist_vsd.training.state import TrainingState
 
-TRIAL_SIZES = (4, 8)  # pixels a side: all that a render holds is a line in its number of pixels
+TRIAL_SIZES = (16, 48)  # pixels a side: from there on all that a render holds is a line in its number of pixels
 PARTICLE_OBJECT_BYTES = 8192  # of main memory, at least, that a particle takes however few numbers it has
 SPARED = 0.3  # of the free memory, for libraries, gaps between blocks, and an estimate that is too low
 # What an update took over the graphs of its renders, for gradients on the way back and what an allocator keeps: 1.30 to 1.36 at
