@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--before", default="f770177", help="commit")
     parser.add_argument("--preset", default="embedded")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 4], help="numbers of particles")
-    parser.add_argument("--threads", type=int, default=2, help="of each; 1 where other programs use the cores, as threads wait for each other")
+    parser.add_argument("--threads", type=int, default=2, help="of each; 1 on a machine that others use")
     parser.add_argument("--pairs", type=int, default=5, help="of blocks, for each size")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "faster_than.json"))
     asked = parser.parse_args()
