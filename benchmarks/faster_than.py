@@ -104,10 +104,12 @@ class Version:
 def measure(before: Path, after: Path, driver: Path, words: list[str], num_pairs: int) -> dict[str, Any]:
     """Measure one size by turns; return its row."""
     versions = [Version(checkout, driver, words) for checkout in (before, after)]
-    warm = [version.block(NUM_WARMUP) for version in versions]
-    pairs = [[version.block() for version in versions] for _ in range(num_pairs)]
-    for version in versions:
-        version.end()
+    try:
+        warm = [version.block(NUM_WARMUP) for version in versions]
+        pairs = [[version.block() for version in versions] for _ in range(num_pairs)]
+    finally:
+        for version in versions:
+            version.end()
     row: dict[str, Any] = {"particles": int(words[1]), "threads": int(words[2]), "pairs": num_pairs, "updates_a_block": BLOCK}
     for clock in ("cpu", "clock"):
         ratios = [one[clock] / other[clock] for one, other in pairs]
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--before", default="f770177", help="commit")
     parser.add_argument("--preset", default="embedded")
     parser.add_argument("--sizes", nargs="+", type=int, default=[1, 4], help="numbers of particles")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=2, help="of each; 1 on a machine that others use")
     parser.add_argument("--pairs", type=int, default=5, help="of blocks, for each size")
     parser.add_argument("--out", default=str(ROOT / "benchmarks" / "results" / "faster_than.json"))
     asked = parser.parse_args()

@@ -44,7 +44,8 @@ def test_a_run_out_of_memory_says_in_one_line_what_fits_and_that_fits(tmp_path):
     done = run_within(4 * GIB, *words, "--render-size", 400, "--run-dir", tmp_path / "large")
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert re.match(r"dist-vsd: failed: out of memory \(asked for [\d.]+ [GM]iB at once; [\d.]+ GiB of main memory were free\): ", done.stderr)
+    told = r"dist-vsd: failed: out of memory \(asked for [\d.]+ [GM]iB at once; [\d.]+ GiB of main memory were free\): "
+    assert re.match(told, done.stderr)
     outcome = read_outcome(tmp_path / "large")
     assert outcome.exit_code == 1
     assert f"failed: {outcome.error}" in done.stderr
