@@ -12,7 +12,6 @@ its own SIGSTOP. Tests whose claim is one of these start the real Python: `sys.e
 import fcntl
 import marshal
 import os
-import pickle
 import select
 import shutil
 import signal
@@ -94,7 +93,7 @@ class Process:
 
     Args:
         function: of a module that the child can import.
-        arguments: its positional ones, pickled.
+        arguments: its positional ones: text, numbers, lists, dictionaries.
 
     Attributes:
         pid: of the child.
@@ -105,7 +104,7 @@ class Process:
         self._status = b""
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(str(folder() / "socket"))
-        send_request(self._connection, {"call": pickle.dumps((function.__module__, function.__qualname__, arguments)), "files": []})
+        send_request(self._connection, {"call": (function.__module__, function.__qualname__, arguments), "files": []})
         answer = self._connection.recv(5, socket.MSG_WAITALL)
         assert answer[:1] == b"w", (folder() / "log").read_text()
         self.pid = int.from_bytes(answer[1:], "big")

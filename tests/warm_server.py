@@ -8,7 +8,6 @@ import gc
 import importlib
 import marshal
 import os
-import pickle
 import random
 import resource
 import runpy
@@ -234,9 +233,9 @@ def run(words):
         runpy.run_path(words[0], run_name="__main__")
 
 
-def call(pickled):
+def call(asked):
     """Do what ``Process`` asks for."""
-    module, name, arguments = pickle.loads(pickled)
+    module, name, arguments = asked
     getattr(importlib.import_module(module), name)(*arguments)
 
 
