@@ -10,10 +10,10 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.particles.background import draw_background, over_random_background
 from dist_vsd.particles.particle import Render
+from dist_vsd.training.draws import Draws
 from dist_vsd.training.encoded_renders import render
 from dist_vsd.training.stages import Stage
 from dist_vsd.training.state import build_state
-from dist_vsd.training.update_draws import Draws
 from dist_vsd.training.work import Work
 
 SETTINGS = {

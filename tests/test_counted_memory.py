@@ -8,7 +8,7 @@ import torch
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.counted_memory import CARDS_GB, CountedMemory, card_for, count_peak
-from dist_vsd.training.stopwatch import Stopwatch
+from dist_vsd.stopwatch import Stopwatch
 
 GIB = 2**30
 

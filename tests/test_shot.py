@@ -7,9 +7,9 @@ import torch
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.config_files import load_preset, merge
-from dist_vsd.distributed.layout import Layout
+from dist_vsd.distributed.layout import Layout, Shot
 from dist_vsd.priors.table import PRIORS, load_prior
-from dist_vsd.training.draws import Shot, draw_cameras, draw_noise, draw_phi_t, draw_t
+from dist_vsd.training.draws import draw_cameras, draw_noise, draw_phi_t, draw_t
 from dist_vsd.training.encoded_renders import EncodedRenders
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update

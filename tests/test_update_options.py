@@ -6,14 +6,15 @@ import torch
 from dist_vsd.cameras import look_at_origin
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.diffusion.process import RectifiedFlow, add_noise
-from dist_vsd.distributed.layout import Layout
+from dist_vsd.distributed.layout import Layout, Shot
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.particles.volume_rendering import Rays
 from dist_vsd.score.camera_embedding import pose_of
-from dist_vsd.training.draws import Shot, choose_particles, draw_noise, draw_phi_t, draw_t
+from dist_vsd.training.draws import draw_noise, draw_phi_t, draw_t
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
+from dist_vsd.training.work import choose_particles
 from tests.runs import gradients_taken
 from tests.samples import samples_on
 

@@ -12,6 +12,23 @@ import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
+class Shot:
+    """What a prior scores together, before it is rendered: the views of one particle that share t and pass through it as one sample.
+
+    Every draw is keyed by the shot, so the ranks divide shots among themselves, never the views of one.
+
+    Attributes:
+        particle: its id.
+        number: among the shots of the particle in an update.
+        num_views: V, the prior's views_per_shot.
+    """
+
+    particle: int
+    number: int
+    num_views: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
 class Layout:
     """The deal of n particles over W ranks, as one rank sees it; made by ``Layout.of``.
 

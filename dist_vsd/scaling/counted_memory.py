@@ -18,8 +18,8 @@ from dist_vsd.config import RunConfig
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.cost_model import most_particles
 from dist_vsd.scaling.counted_work import shapes_alone
+from dist_vsd.stopwatch import Stopwatch
 from dist_vsd.training.state import build_state
-from dist_vsd.training.stopwatch import Stopwatch
 from dist_vsd.training.update import update
 
 BLOCK_BYTES = 512  # of CUDA's caching allocator: what is asked for is rounded up to it

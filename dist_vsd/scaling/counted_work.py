@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
 
-from dist_vsd.training.stopwatch import Stopwatch
+from dist_vsd.stopwatch import Stopwatch
 
 aten = torch.ops.aten
 # torch's own formulas, and those that it lacks: attention on a CPU.

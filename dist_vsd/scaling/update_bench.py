@@ -16,8 +16,8 @@ from dist_vsd.device import peak_memory_mib, reset_peak_memory, synchronize
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.counted_work import CountedWork, shapes_alone
 from dist_vsd.scaling.peaks import Peaks
+from dist_vsd.stopwatch import waiting_at_stages
 from dist_vsd.training.state import TrainingState, build_state
-from dist_vsd.training.stopwatch import waiting_at_stages
 from dist_vsd.training.update import update
 
 STAGES = ("render", "scores", "backward", "phi")

@@ -6,55 +6,136 @@ All are drawn on the host, before the update's first render, and travel to the d
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from dist_vsd.cameras import Cameras, look_at_origin
 from dist_vsd.config import RunConfig
+from dist_vsd.device import brought_together
 from dist_vsd.diffusion.process import Process
 from dist_vsd.diffusion.timesteps import max_fraction_at
+from dist_vsd.distributed.layout import Shot
 from dist_vsd.distributed.random import Purpose, keyed_generator
+from dist_vsd.particles.background import draw_background
+from dist_vsd.training.prompt import views_of
+from dist_vsd.training.state import TrainingState
+from dist_vsd.training.work import Work
+
+CAMERA_FIELDS = tuple(field.name for field in dataclasses.fields(Cameras))
+Key = tuple[str, Shot, int]  # what is drawn, for which shot, in which of phi's steps
 
 
-@dataclasses.dataclass(frozen=True)
-class Chosen:
-    """The particles that take part in one update, the same on all ranks.
+class Draws:
+    """What an update draws for the shots of this rank, and for the one that stands for a missing one (absent_shot).
 
-    Attributes:
-        theta: ids of those that take a step.
-        phi: ids of those whose renders phi learns from.
+    Args:
+        state: of the run.
+        work: of the update.
+        index: of the update.
     """
 
-    theta: frozenset[int]
-    phi: frozenset[int]
+    def __init__(self, state: TrainingState, work: Work, index: int) -> None:
+        self._state, self._index, self._dtype = state, index, _dtype_of(state)
+        self._host: dict[Key, Tensor] = {}
+        absent = [absent_shot(state)] if state.phi is not None and state.layout.world_size > 1 else []
+        self._draw_renders([*work.stepping, *work.others])
+        self._draw_cameras([*work.stepping, *work.others, *absent])
+        if state.objective.asks_prior:
+            self._draw_noise([*work.stepping, *absent])
+        for shot in work.stepping:
+            views = state.objective.draw(shot.num_views, key(state.config, "augmentation", shot, index))
+            self._put(shot, {f"objective/{name}": tensor for name, tensor in views.items()})
+        if state.phi is not None and not state.config.score.reuse_pass:
+            self._draw_phis([*(shot for shot in (*work.stepping, *work.others) if shot.particle in work.chosen.phi), *absent])
+        self._here = brought_together(self._host, state.prior.device)
+
+    def cameras(self, shots: Iterable[Shot]) -> Cameras:
+        """Return the cameras of all views of some shots."""
+        return Cameras(*(self._rows(name, shots) for name in CAMERA_FIELDS))
+
+    def views(self, shots: Iterable[Shot]) -> Tensor:
+        """Return from where each view looks, (B,) rows of VIEW_WORDS."""
+        return self._rows("view", shots)
+
+    def of_render(self, shot: Shot) -> Mapping[str, Tensor]:
+        """Return what the shot's particle drew for its render (Particle.draw)."""
+        return self._named("render", shot)
+
+    def background(self, shot: Shot) -> Tensor:
+        """Return whether a shot's background is replaced, and by which colour; see draw_background."""
+        return self._rows("background", [shot])
+
+    def of_objective(self, shot: Shot) -> Mapping[str, Tensor]:
+        """Return what the objective drew for a shot (Objective.draw)."""
+        return self._named("objective", shot)
+
+    def t(self, shots: Iterable[Shot]) -> Tensor:
+        """Return (B,) times of the process, the same for all views of a shot."""
+        return self._rows("t", shots)
+
+    def noise(self, shots: Iterable[Shot]) -> Tensor:
+        """Return the noise of theta's step, (B, ...) like the prior's x_0."""
+        return self._rows("noise", shots)
+
+    def for_phi(self, shots: Iterable[Shot], step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return t' (B,), eps' (B, ...) and whether phi is told the pose (B,), of one of its steps."""
+        shots = list(shots)
+        return self._rows("phi_t", shots, step), self._rows("phi_noise", shots, step), self._rows("kept_pose", shots, step)
+
+    def _rows(self, name: str, shots: Iterable[Shot], step: int = 0) -> Tensor:
+        rows = [self._here[name, shot, step] for shot in shots]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _named(self, owner: str, shot: Shot) -> Mapping[str, Tensor]:
+        prefix = f"{owner}/"
+        return {k[0].removeprefix(prefix): t for k, t in self._here.items() if k[1] == shot and k[0].startswith(prefix)}
+
+    def _put(self, shot: Shot, tensors: Mapping[str, Tensor], step: int = 0) -> None:
+        """Keep tensors; those of numbers in theta's precision."""
+        for name, tensor in tensors.items():
+            self._host[name, shot, step] = tensor.to(self._dtype) if tensor.is_floating_point() else tensor
+
+    def _draw_renders(self, shots: list[Shot]) -> None:
+        config, particles = self._state.config, {particle.id: particle.theta for particle in self._state.particles}
+        share = config.random_background_share
+        for shot in shots:
+            generator = key(config, "ray_jitter", shot, self._index)
+            drawn = particles[shot.particle].draw(shot.num_views, config.render_size, generator)
+            self._put(shot, {f"render/{name}": tensor for name, tensor in drawn.items()})
+            if share > 0:
+                self._put(shot, {"background": draw_background(share, key(config, "background", shot, self._index))})
+
+    def _draw_cameras(self, shots: list[Shot]) -> None:
+        config = self._state.config
+        for shot in shots:
+            cameras = draw_cameras(config, shot, self._index).to("cpu", self._dtype)
+            self._put(shot, {name: getattr(cameras, name) for name in CAMERA_FIELDS} | {"view": views_of(cameras, config.camera)})
+
+    def _draw_noise(self, shots: list[Shot]) -> None:
+        config, prior, progress = self._state.config, self._state.prior, self._state.stage.progress(self._index)
+        for shot in shots:
+            self._host["t", shot, 0] = draw_t(config, shot, self._index, progress, prior.process)
+            self._put(shot, {"noise": draw_noise(config, "noise", shot, self._index, prior.latent_shape)})
+
+    def _draw_phis(self, shots: list[Shot]) -> None:
+        config, prior, index = self._state.config, self._state.prior, self._index
+        for shot in shots:
+            for step in range(config.score.steps_per_update):
+                self._host["phi_t", shot, step] = draw_phi_t(config, shot, index, step, prior.process)
+                noise = draw_noise(config, "phi_noise", shot, index, prior.latent_shape, step)
+                self._put(shot, {"phi_noise": noise, "kept_pose": draw_kept_pose(config, shot, index, step)}, step)
 
 
-def choose_particles(config: RunConfig, num_particles: int, index: int) -> Chosen:
-    """Draw which particles take part in an update; the smaller of the two sets is part of the larger, so that renders serve both."""
-    sizes = [size or num_particles for size in (config.particles.theta_batch, config.particles.phi_batch)]
-    if min(sizes) == num_particles:
-        everyone = frozenset(range(num_particles))
-        return Chosen(everyone, everyone)
-    order = torch.randperm(num_particles, generator=keyed_generator(config.seed, "chosen_particles", update=index)).tolist()
-    return Chosen(*(frozenset(order[:size]) for size in sizes))
+def absent_shot(state: TrainingState) -> Shot:
+    """Return the shot that stands, with a weight of zero, for one that this rank lacks when it joins in the passes of others."""
+    return Shot(state.particles[0].id, state.layout.shots[0], state.layout.views_per_shot)
 
 
-@dataclasses.dataclass(frozen=True)
-class Shot:
-    """What a prior scores together, before it is rendered: the views of one particle that share t and pass through it as one sample.
-
-    Every draw is keyed by the shot, so the ranks divide shots among themselves, never the views of one.
-
-    Attributes:
-        particle: its id.
-        number: among the shots of the particle in an update.
-        num_views: V, the prior's views_per_shot.
-    """
-
-    particle: int
-    number: int
-    num_views: int = 1
+def _dtype_of(state: TrainingState) -> torch.dtype:
+    """Return the precision in which particles are rendered."""
+    return next(state.particles[0].theta.parameters()).dtype
 
 
 def key(config: RunConfig, purpose: Purpose, shot: Shot, index: int, step: int = 0) -> torch.Generator:

@@ -1,4 +1,4 @@
-"""Renders of a micro-batch, and their encodings as phi learns from them."""
+"""Renders of a micro-batch: encoded, noised for the diffusion model, and as phi learns from them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.config import RunConfig
+from dist_vsd.diffusion.process import add_noise
+from dist_vsd.diffusion.timesteps import timestep_weight
+from dist_vsd.distributed.layout import Shot
+from dist_vsd.objectives.objective import Noised
 from dist_vsd.particles.background import over_random_background
 from dist_vsd.particles.particle import Render
 from dist_vsd.priors.prior import Prior
 from dist_vsd.score.camera_embedding import pose_of
-from dist_vsd.training.draws import Shot
-from dist_vsd.training.update_draws import Draws
+from dist_vsd.training.draws import Draws
+from dist_vsd.training.state import TrainingState
 from dist_vsd.training.work import MicroBatch
 
 
@@ -37,6 +41,35 @@ def encode(config: RunConfig, prior: Prior, renders: list[Render]) -> Tensor:
 def pose_for_phi(config: RunConfig, cameras: Cameras) -> Tensor:
     """Describe cameras to phi, (B, P); a picture has no pose."""
     return pose_of(cameras, config.score.camera) * (0.0 if config.is_flat else 1.0)
+
+
+def add_drawn_noise(state: TrainingState, shots: list[Shot], cameras: Cameras, x_0: Tensor, draws: Draws) -> Noised:
+    """Noise the encoded renders of each shot by its t and eps.
+
+    Args:
+        state: of the run.
+        shots: of B views in all.
+        cameras: B, of the views.
+        x_0: (B, ...) encoded renders.
+        draws: of the update.
+    """
+    config, process = state.config, state.prior.process
+    y_c = state.prompt.for_views(draws.views(shots), cameras.azimuth_deg)
+    t, eps = draws.t(shots), draws.noise(shots)
+    alpha_t, sigma_t = process.alpha_sigma(t, x_0)
+    return Noised(
+        x_0=x_0,
+        x_t=add_noise(x_0.detach(), eps, alpha_t, sigma_t),
+        t=t,
+        eps=eps,
+        alpha_t=alpha_t,
+        sigma_t=sigma_t,
+        w_t=timestep_weight(config.timesteps.weighting, alpha_t, sigma_t),
+        y_c=y_c,
+        y=state.prompt.plain.cond.expand(len(x_0)),
+        pose=pose_for_phi(config, cameras),
+        cameras=cameras if state.prior.knows_cameras else None,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from dist_vsd.device import read_together
 from dist_vsd.objectives.objective import Cotangents
 from dist_vsd.particles.particle import Render
-from dist_vsd.training.stopwatch import Stopwatch
+from dist_vsd.stopwatch import Stopwatch
 
 
 @dataclasses.dataclass

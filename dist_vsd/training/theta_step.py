@@ -12,6 +12,7 @@ from dist_vsd.optimizer import step_unless
 from dist_vsd.particles.owned_particle import THETA, OwnedParticle
 from dist_vsd.particles.particle import Render
 from dist_vsd.priors.prior import Prior
+from dist_vsd.stopwatch import Stopwatch
 from dist_vsd.training.report import Report, Skip
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.work import MicroBatch
@@ -97,6 +98,24 @@ class ThetaStep:
             particle.theta.count([torch.where(is_bad, torch.zeros_like(one), one) for one in total[len(parameters) :]])
         if particle.theta.changes_at(self._index - state.stage.first):
             change(state, particle, self._index)
+
+
+@torch.no_grad()
+def draw_particles(state: TrainingState, index: int, stopwatch: Stopwatch) -> None:
+    """Set every particle of this rank to a sample of the prior, in the first update of a stage; the noise is keyed by the particle."""
+    if index > state.stage.first:
+        return
+    config, prior, size = state.config, state.prior, state.micro_batch_size
+    with stopwatch.stage("scores"):
+        for batch in (state.particles[i : i + size] for i in range(0, len(state.particles), size)):
+            state.placement.fetch(batch)
+            generators = [keyed_generator(config.seed, "ancestral", particle=particle.id) for particle in batch]
+            noise = torch.stack([torch.randn(prior.latent_shape, generator=generator) for generator in generators]).to(prior.device)
+            x_0 = state.objective.sample(state.prompt.plain.expand(len(batch)), noise)
+            pictures = x_0 if config.representation_row.is_latent else prior.decode(x_0)
+            for particle, picture in zip(batch, pictures, strict=True):
+                particle.theta.become(picture)
+            state.placement.release(batch)
 
 
 def change(state: TrainingState, particle: OwnedParticle, index: int) -> None:

@@ -11,15 +11,13 @@ from __future__ import annotations
 import torch
 
 from dist_vsd.objectives.objective import Batch
-from dist_vsd.training.draw_particles import draw_particles
-from dist_vsd.training.encoded_renders import EncodedRenders, encode, in_micro_batches, pose_for_phi, render
-from dist_vsd.training.noising import add_drawn_noise, join_passes
-from dist_vsd.training.phi.step import PhiStep, update_phi
+from dist_vsd.stopwatch import Stopwatch
+from dist_vsd.training.draws import Draws
+from dist_vsd.training.encoded_renders import EncodedRenders, add_drawn_noise, encode, in_micro_batches, pose_for_phi, render
+from dist_vsd.training.phi.step import PhiStep, join_passes, update_phi
 from dist_vsd.training.report import Report
 from dist_vsd.training.state import TrainingState
-from dist_vsd.training.stopwatch import Stopwatch
-from dist_vsd.training.theta_step import ThetaStep
-from dist_vsd.training.update_draws import Draws
+from dist_vsd.training.theta_step import ThetaStep, draw_particles
 from dist_vsd.training.work import Work
 
 

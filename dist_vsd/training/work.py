@@ -6,11 +6,37 @@ import dataclasses
 import math
 from collections.abc import Iterator
 
-from dist_vsd.distributed.layout import Layout
+import torch
+
+from dist_vsd.config import RunConfig
+from dist_vsd.distributed.layout import Layout, Shot
+from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.particles.owned_particle import OwnedParticle
-from dist_vsd.training.draws import Chosen, Shot, choose_particles
 from dist_vsd.training.phi.trainers import PhiTrainer
 from dist_vsd.training.state import TrainingState
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+    """The particles that take part in one update, the same on all ranks.
+
+    Attributes:
+        theta: ids of those that take a step.
+        phi: ids of those whose renders phi learns from.
+    """
+
+    theta: frozenset[int]
+    phi: frozenset[int]
+
+
+def choose_particles(config: RunConfig, num_particles: int, index: int) -> Chosen:
+    """Draw which particles take part in an update; the smaller of the two sets is part of the larger, so that renders serve both."""
+    sizes = [size or num_particles for size in (config.particles.theta_batch, config.particles.phi_batch)]
+    if min(sizes) == num_particles:
+        everyone = frozenset(range(num_particles))
+        return Chosen(everyone, everyone)
+    order = torch.randperm(num_particles, generator=keyed_generator(config.seed, "chosen_particles", update=index)).tolist()
+    return Chosen(*(frozenset(order[:size]) for size in sizes))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.process import add_noise
-from dist_vsd.objectives.objective import Noised
+from dist_vsd.objectives.objective import Batch, Noised
 from dist_vsd.objectives.vsd import phi_loss
 from dist_vsd.score.camera_embedding import POSE_WIDTHS
-from dist_vsd.training.encoded_renders import EncodedRenders
+from dist_vsd.training.draws import Draws, absent_shot
+from dist_vsd.training.encoded_renders import EncodedRenders, add_drawn_noise
 from dist_vsd.training.phi.trainers import PhiTrainer
 from dist_vsd.training.report import Report, Skip
 from dist_vsd.training.state import TrainingState
-from dist_vsd.training.update_draws import Draws, absent_shot
 from dist_vsd.training.work import Work
 
 
@@ -129,6 +129,21 @@ def update_phi(
         x_t = add_noise(renders.x_0, eps, *process.alpha_sigma(t, eps))
         phi_step.learn(renders, x_t, t, eps, renders.pose * is_told[:, None])
     phi_step.take(state, work, index, report)
+
+
+def join_passes(state: TrainingState, work: Work, shared_pass: PhiStep | None, draws: Draws) -> None:
+    """Take part, with a weight of zero, in passes of the other ranks through phi's network, where this rank has fewer micro-batches."""
+    phi = state.phi
+    assert phi is not None
+    if not (phi.same_forwards or shared_pass is not None):
+        return
+    for _ in range(work.missing_passes(phi)):
+        absent = absent_render(state)
+        cameras = draws.cameras(absent.shots)
+        noised = add_drawn_noise(state, absent.shots, cameras, absent.x_0, draws)
+        if shared_pass is not None:
+            noised = shared_pass.learn_at(absent, noised)
+        state.objective.cotangents(Batch([], cameras, 0.0, [], noised))
 
 
 def absent_render(state: TrainingState) -> EncodedRenders:
