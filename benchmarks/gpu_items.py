@@ -6,7 +6,6 @@ import contextlib
 import dataclasses
 import gc
 import math
-import os
 import signal
 import time
 import traceback
@@ -20,7 +19,6 @@ from dist_vsd.config import RunConfig
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.errors import is_out_of_memory
-from dist_vsd.kernels.choice import VARIABLE
 from dist_vsd.training.state import TrainingState, build_state
 
 CPU = torch.device("cpu")
@@ -131,19 +129,6 @@ def _limit(seconds: float) -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
-
-
-@contextlib.contextmanager
-def served_by(kernels: str) -> Iterator[None]:
-    """Let one implementation of the kernels serve inside."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = kernels
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before
 
 
 def configuration(preset: str, settings: dict[str, Any], small: bool) -> RunConfig:

@@ -9,11 +9,11 @@ import subprocess
 from typing import Any
 
 import torch
-from gpu_items import CPU, Item, Place, Skipped, relative_difference, served_by, within
+from gpu_items import CPU, Item, Place, Skipped, relative_difference, within
 from torch import Tensor
 
 from dist_vsd.distributed.launch_checks import versions
-from dist_vsd.kernels.choice import has_triton, kernels_in_words
+from dist_vsd.kernels.choice import has_triton, kernels_in_words, served_by
 from dist_vsd.kernels.compiled import compiled, kernels
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.hash_encoding import hash_encode

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from gpu_items import CPU, Item, Place, Skipped, configuration, relative_difference, served_by, state_of, within
+from gpu_items import CPU, Item, Place, Skipped, configuration, relative_difference, state_of, within
 from torch import Tensor
 
 from dist_vsd.device import synchronize
-from dist_vsd.kernels.choice import has_triton
+from dist_vsd.kernels.choice import has_triton, served_by
 from dist_vsd.training.phi.loss_scale import LossScale
 from dist_vsd.training.phi.trainers import PlainPhi
 from dist_vsd.training.report import read

@@ -1,31 +1,16 @@
 """Both implementations of the kernels side by side: Triton's, compiled where there is a GPU and interpreted elsewhere; plain torch."""
 
-import contextlib
-import os
 
 import pytest
 import torch
 
-from dist_vsd.kernels.choice import VARIABLE, has_triton
+from dist_vsd.kernels.choice import has_triton
 from dist_vsd.kernels.sampling import sample_occupied
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NEEDS_TRITON = pytest.mark.skipif(not has_triton(), reason="triton is not installed: pip install triton")
 BOTH = pytest.mark.parametrize("kernels", ["torch", pytest.param("triton", marks=NEEDS_TRITON)])
 BOUND = 1.0
-
-
-@contextlib.contextmanager
-def served_by(kernels):
-    """Let one implementation serve inside."""
-    before = os.environ.get(VARIABLE)
-    os.environ[VARIABLE] = kernels
-    try:
-        yield
-    finally:
-        os.environ.pop(VARIABLE)
-        if before is not None:
-            os.environ[VARIABLE] = before
 
 
 def generator(seed=0):

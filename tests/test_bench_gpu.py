@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from tests.both_kernels import served_by
+from dist_vsd.kernels.choice import served_by
 from tests.paper_device import DEVICE, OnPaper
 from tests.runs import ROOT, environment
 from tests.warm_python import python

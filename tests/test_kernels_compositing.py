@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.sampling import Samples
-from tests.both_kernels import BOTH, DEVICE, drawn, random_samples, served_by
+from tests.both_kernels import BOTH, DEVICE, drawn, random_samples
 from tests.paper_device import DEVICE as PAPER
 from tests.paper_device import OnPaper
 

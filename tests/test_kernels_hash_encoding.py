@@ -6,8 +6,9 @@ import math
 import pytest
 import torch
 
+from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.hash_encoding import hash_encode
-from tests.both_kernels import BOTH, DEVICE, drawn, served_by
+from tests.both_kernels import BOTH, DEVICE, drawn
 
 RESOLUTIONS = (2, 5, 9, 33)
 SIZES = (27, 216, 256, 128)  # the first two one to one, the others hashed

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from dist_vsd.kernels.box import stretch
+from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.sampling import sample_occupied
-from tests.both_kernels import BOTH, BOUND, DEVICE, NEEDS_TRITON, drawn, random_cells, random_rays, served_by
+from tests.both_kernels import BOTH, BOUND, DEVICE, NEEDS_TRITON, drawn, random_cells, random_rays
 
 NUM_SAMPLES = 12
 

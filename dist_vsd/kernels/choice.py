@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.metadata
 import importlib.util
 import os
 import shutil
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -60,6 +62,19 @@ def implementation(device: torch.device) -> str:
     if asked == "triton" and lacking(device):
         raise ValueError(f"{VARIABLE}=triton can not be had: {lacking(device)}; or unset {VARIABLE}")
     return asked
+
+
+@contextlib.contextmanager
+def served_by(kernels: str) -> Iterator[None]:
+    """Let one implementation, of IMPLEMENTATIONS, serve inside: for comparing them."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = kernels
+    try:
+        yield
+    finally:
+        os.environ.pop(VARIABLE)
+        if before is not None:
+            os.environ[VARIABLE] = before
 
 
 def serves(*tensors: Tensor) -> bool:
