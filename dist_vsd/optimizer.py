@@ -40,6 +40,8 @@ def load_optimizer_tensors(optimizer: torch.optim.Optimizer, names: dict[Tensor,
             prefix = names[parameter] + "/"
             saved = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             if saved:
+                # Adam wants its count on the host unless it is fused.
+                places = {"step": parameter.device if group.get("fused") else torch.device("cpu")}
                 optimizer.state[parameter] = {
-                    key: value.to(parameter.device, torch.float32).clone() for key, value in saved.items()
+                    key: value.to(places.get(key, parameter.device), torch.float32).clone() for key, value in saved.items()
                 }

@@ -14,6 +14,7 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.evaluation.preview import Panel, preview_cameras, render_particles
 from dist_vsd.export.surface import surface_of
 from dist_vsd.export.turntable import render_views
+from dist_vsd.objectives import vsd
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
 from dist_vsd.priors.table import PRIORS, load_prior
 from dist_vsd.reporting.stage_figures import StageFigures
@@ -241,3 +242,20 @@ def test_the_loop_waits_once_where_a_line_is_logged_and_else_never(tmp_path, mon
         if name.startswith(("theta/", "phi/", "score/")):
             assert told.lines[4][name] == pytest.approx(value, rel=1e-4), name
     assert told.lines[4]["seconds/update"] >= told.lines[4]["seconds/scores"] > 0
+
+
+def test_what_the_device_skipped_is_read_before_a_checkpoint_is_saved_though_no_line_is_logged(tmp_path, monkeypatch):
+    settings = {"num_updates": 6, "log_every": 100, "checkpoint_every": 3, "check_every": 100, "num_particles": 1}
+    monkeypatch.setitem(RUNS, "rarely logged", ("latent", settings))
+    gradient = vsd.vsd_gradient
+    calls = []
+
+    def spoilt(*arguments):
+        calls.append(None)
+        return gradient(*arguments) * (float("nan") if len(calls) == 2 else 1.0)
+
+    monkeypatch.setattr(vsd, "vsd_gradient", spoilt)
+    with OnPaper():
+        told, _ = looped(state_of("rarely logged", DEVICE), tmp_path, num_updates=5)
+    assert [update for update, _ in told.events] == [3]
+    assert "its gradient is not finite; the step is skipped" in told.events[0][1]

@@ -1,5 +1,6 @@
 """Tensors on disk: whole or not at all, and back to the bit."""
 
+import functools
 import re
 
 import pytest
@@ -83,7 +84,9 @@ def step(parameters, optimizer, seed):
     optimizer.step()
 
 
-@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+@pytest.mark.parametrize(
+    "kind", [torch.optim.Adam, torch.optim.AdamW, functools.partial(torch.optim.Adam, fused=True)], ids=["Adam", "AdamW", "fused Adam"]
+)
 def test_an_optimizer_that_was_saved_and_loaded_goes_on_to_the_bit(tmp_path, kind):
     parameters, optimizer = parameters_and_optimizer(kind)
     for seed in (1, 2):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import nearest_command, parse
-from dist_vsd.commands.bench_output import BUSY_CORES, busy_sentence, say, split_words, write_plot
+from dist_vsd.commands.bench_output import BUSY_CORES, busy_sentence, say, split_words, write
 from dist_vsd.commands.bench_update import run_update
 from dist_vsd.config import flag
 from dist_vsd.config_files import DEFAULT_PRESET, load_preset
@@ -145,11 +144,7 @@ def run_scaling(arguments: list[str]) -> int:
         "rows": rows,
         "weak_efficiency": weak_efficiency(rows),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS_FILE).write_text(json.dumps(record, indent=1) + "\n")
-    show(record)
-    print(f"table: {out / RESULTS_FILE}")
-    write_plot("plot_scaling", record, out / PLOT_FILE)
+    write(record, out / RESULTS_FILE, show, "plot_scaling", out / PLOT_FILE)
     return 0
 
 

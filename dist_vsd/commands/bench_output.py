@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,23 @@ def split_words(arguments: list[str]) -> tuple[list[str], tuple[str, ...]]:
 def say(text: str) -> None:
     """Print a line of progress."""
     print(text, file=sys.stderr, flush=True)
+
+
+def write(record: dict[str, Any], table: Path, show: Callable[[dict[str, Any]], None], plot: str, picture: Path) -> None:
+    """Write what was measured as JSON, show it as a table, and draw it.
+
+    Args:
+        record: of all that was measured.
+        table: the JSON file.
+        show: prints the record.
+        plot: function of scaling/plots.py that draws it.
+        picture: the file that it draws.
+    """
+    table.parent.mkdir(parents=True, exist_ok=True)
+    table.write_text(json.dumps(record, indent=1) + "\n")
+    show(record)
+    print(f"table: {table}")
+    write_plot(plot, record, picture)
 
 
 def write_plot(name: str, record: dict[str, Any], file: Path) -> None:

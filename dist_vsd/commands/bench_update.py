@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import parse
-from dist_vsd.commands.bench_output import BUSY_CORES, busy_sentence, say, split_words, write_plot
+from dist_vsd.commands.bench_output import BUSY_CORES, busy_sentence, say, split_words, write
 from dist_vsd.commands.train_words import parse_words
 from dist_vsd.config import PRECISIONS, RunConfig, flag, nearest
 from dist_vsd.priors.architecture_names import PREFIX, SIZES
@@ -128,11 +127,7 @@ def run_update(arguments: list[str]) -> int:
         "differs_from_the_originals": list(DIFFERS) if parsed.as_published else [],
     }
     out = Path(parsed.out)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / RESULTS_FILE).write_text(json.dumps(record, indent=1) + "\n")
-    show(record)
-    print(f"table: {out / RESULTS_FILE}")
-    write_plot("plot_update", record, out / PLOT_FILE)
+    write(record, out / RESULTS_FILE, show, "plot_update", out / PLOT_FILE)
     return 0
 
 

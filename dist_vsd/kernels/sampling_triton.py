@@ -54,10 +54,9 @@ def count_kernel(
     """Count each ray's samples in occupied cells."""
     ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = ray < num_rays
-    ox, oy, oz = _row(origins, ray, real)
-    dx, dy, dz = _row(directions, ray, real)
-    near, step = _stretch(ox, oy, oz, dx, dy, dz, bound, num_samples, FAR, PARALLEL)
-    shift = tl.load(offsets + ray, mask=real, other=0.0) * step
+    ox, oy, oz, dx, dy, dz, near, step, shift = _way(
+        origins, directions, offsets, ray, real, num_samples, bound, FAR, PARALLEL
+    )
     count = tl.full((BLOCK,), 0, tl.int32)
     for i in range(num_samples):
         t = near + i * step + shift
@@ -75,10 +74,9 @@ def write_kernel(
     """Write each ray's samples: of every ``stride`` in occupied cells the middle one."""
     ray = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     real = ray < num_rays
-    ox, oy, oz = _row(origins, ray, real)
-    dx, dy, dz = _row(directions, ray, real)
-    near, step = _stretch(ox, oy, oz, dx, dy, dz, bound, num_samples, FAR, PARALLEL)
-    shift = tl.load(offsets + ray, mask=real, other=0.0) * step
+    ox, oy, oz, dx, dy, dz, near, step, shift = _way(
+        origins, directions, offsets, ray, real, num_samples, bound, FAR, PARALLEL
+    )
     count = tl.load(counts + ray, mask=real, other=0)
     every = tl.load(stride + ray, mask=real, other=1)
     begin = tl.load(first + ray, mask=real, other=0)
@@ -96,6 +94,15 @@ def write_kernel(
         full = within == every
         group += full.to(tl.int32)
         within = tl.where(full, 0, within)
+
+
+@triton.jit
+def _way(origins, directions, offsets, ray, real, num_samples, bound, FAR: tl.constexpr, PARALLEL: tl.constexpr):
+    """Load rays; return them with where they enter the cube, the lengths of their intervals and how far on these are sampled."""
+    ox, oy, oz = _row(origins, ray, real)
+    dx, dy, dz = _row(directions, ray, real)
+    near, step = _stretch(ox, oy, oz, dx, dy, dz, bound, num_samples, FAR, PARALLEL)
+    return ox, oy, oz, dx, dy, dz, near, step, tl.load(offsets + ray, mask=real, other=0.0) * step
 
 
 @triton.jit

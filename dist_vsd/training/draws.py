@@ -39,6 +39,7 @@ class Draws:
     def __init__(self, state: TrainingState, work: Work, index: int) -> None:
         self._state, self._index, self._dtype = state, index, _dtype_of(state)
         self._host: dict[Key, Tensor] = {}
+        self._names: dict[tuple[str, Shot], tuple[str, ...]] = {}
         absent = [absent_shot(state)] if state.phi is not None and state.layout.world_size > 1 else []
         self._draw_renders([*work.stepping, *work.others])
         self._draw_cameras([*work.stepping, *work.others, *absent])
@@ -46,7 +47,7 @@ class Draws:
             self._draw_noise([*work.stepping, *absent])
         for shot in work.stepping:
             views = state.objective.draw(shot.num_views, key(state.config, "augmentation", shot, index))
-            self._put(shot, {f"objective/{name}": tensor for name, tensor in views.items()})
+            self._put_named("objective", shot, views)
         if state.phi is not None and not state.config.score.reuse_pass:
             self._draw_phis([*(shot for shot in (*work.stepping, *work.others) if shot.particle in work.chosen.phi), *absent])
         self._here = brought_together(self._host, state.prior.device)
@@ -89,8 +90,12 @@ class Draws:
         return rows[0] if len(rows) == 1 else torch.cat(rows)
 
     def _named(self, owner: str, shot: Shot) -> Mapping[str, Tensor]:
-        prefix = f"{owner}/"
-        return {k[0].removeprefix(prefix): t for k, t in self._here.items() if k[1] == shot and k[0].startswith(prefix)}
+        return {name: self._here[f"{owner}/{name}", shot, 0] for name in self._names[owner, shot]}
+
+    def _put_named(self, owner: str, shot: Shot, tensors: Mapping[str, Tensor]) -> None:
+        """Keep what a particle or an objective drew, under names of its own."""
+        self._names[owner, shot] = tuple(tensors)
+        self._put(shot, {f"{owner}/{name}": tensor for name, tensor in tensors.items()})
 
     def _put(self, shot: Shot, tensors: Mapping[str, Tensor], step: int = 0) -> None:
         """Keep tensors; those of numbers in theta's precision."""
@@ -103,7 +108,7 @@ class Draws:
         for shot in shots:
             generator = key(config, "ray_jitter", shot, self._index)
             drawn = particles[shot.particle].draw(shot.num_views, config.render_size, generator)
-            self._put(shot, {f"render/{name}": tensor for name, tensor in drawn.items()})
+            self._put_named("render", shot, drawn)
             if share > 0:
                 self._put(shot, {"background": draw_background(share, key(config, "background", shot, self._index))})
 

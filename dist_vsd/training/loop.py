@@ -45,7 +45,8 @@ def train(
         collectives.begin_update(is_timed=is_logged)
         report = _update(state, index, is_logged)
         unread.append(report)
-        if is_logged or not is_accelerator(state.prior.device):
+        is_saved = done % config.checkpoint_every == 0 or stop.requested  # what was saved shall be mended first
+        if is_logged or is_saved or not is_accelerator(state.prior.device):
             read(unread)  # the one wait of an update, if it has one
         stopping, has_faults = collectives.any_of([stop.requested, any_fault(state, unread)])
         if has_faults:
