@@ -31,6 +31,7 @@ from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
 
 ROOT = Path(__file__).parent.parent
+TILE_POINTS = 2**19  # as where a GPU has little memory
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -42,7 +43,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results")
     parsed = parser.parse_args()
     settings = {"prompt": "a duck", "prior": f"random:{parsed.size}", "num_particles": 1, "render_size": parsed.render_size}
-    config = merge(load_preset("stable-diffusion"), settings | {"precision": parsed.precision}, "real_size")
+    settings |= {"precision": parsed.precision, "field": {"tile_points": TILE_POINTS}}
+    config = merge(load_preset("stable-diffusion"), settings, "real_size")
     layout = Layout.of(1)
     with shapes_alone(), CountedMemory(META) as counted:
         update(build_state(config, layout, META), 0)

@@ -1,17 +1,23 @@
 """The cost model and `dist-vsd plan`: numbers computed by hand, limits, and files that are not what they should be."""
 
+import dataclasses
 import itertools
 import json
 import math
+import re
 
 import numpy
 import pytest
 from safetensors.numpy import save_file
 
-from dist_vsd.commands import plan
+from dist_vsd.commands import plan, train
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import merge
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.scaling import cost_model
 from dist_vsd.scaling.cost_model import Cluster, Link, Sizes, Span, StageSeconds, update_cost
+from dist_vsd.scaling.counted_memory import count_peak
 from dist_vsd.scaling.stage_times import counted, line_through, read_measured
 
 STAGES = StageSeconds(render=0.1, scores=0.2, backward=0.3, phi=0.4)
@@ -226,6 +232,21 @@ def test_one_scale_says_its_parts_and_that_the_numbers_are_not_measured(capsys):
     printed = capsys.readouterr().out
     for words in ("counted, not measured", "an assumption", "4 shard(s) x 1 view rank(s)", "1 or 2 particle(s)", "imbalance", "not known"):
         assert words in printed
+    assert re.search(r"on a GPU: \d\.\d GiB at the peak of an update, .* all points of the field at once: fits a card of 12 GB", printed)
+    assert re.search(r"with the field asked in tiles of [\d,]+ points: fits a card of 8 GB", printed)
+
+
+def test_memory_is_counted_of_the_run_that_was_measured(tmp_path, capsys):
+    """By the count itself: of the run's own configuration, with what is planned of particles and micro-batches."""
+    run_dir = tmp_path / "run"
+    words = ["a duck", "--prior", "random:tiny", "--num-updates", "2", "--log-every", "1", "--no-turntables", "--run-dir", str(run_dir)]
+    assert train.run([*words, "--num-particles", "1", "--render-size", "32"]) == 0
+    capsys.readouterr()
+    words = ("--num-particles", "12", "--gpus", "4", "--micro-batch-size", "2")
+    (scale,) = planned(*words, "--measured", str(run_dir), capsys=capsys)["scales"]
+    config = merge(RunConfig(), RunDirectory(run_dir).saved_config(), "test")
+    expected = count_peak(dataclasses.replace(config, micro_batch_size=2), Layout.of(12, 4))
+    assert scale["peak_bytes"] == pytest.approx(expected.num_bytes, rel=1e-4)
 
 
 def test_a_prompt_file_multiplies_the_node_hours(tmp_path, capsys):

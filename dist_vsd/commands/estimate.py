@@ -11,9 +11,9 @@ from dist_vsd.config_files import to_yaml
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.process import Process
 from dist_vsd.scaling.cost_model import most_renders
-from dist_vsd.scaling.counted_memory import card_for, count_peak
 from dist_vsd.scaling.fit import Needs
-from dist_vsd.scaling.memory import MIB, Memory, in_words, telling_out_of_memory
+from dist_vsd.scaling.memory import MIB, Memory, telling_out_of_memory
+from dist_vsd.scaling.room import cards_in_words
 from dist_vsd.training.stages import Stage, stages_of
 from dist_vsd.training.state import TrainingState, build_state
 from dist_vsd.training.update import update
@@ -62,11 +62,7 @@ def _estimate(stage: Stage, layout: Layout, process: Process) -> tuple[list[str]
     }
     lines += [f"  {name:<17} {size / MIB:10.1f}   {remarks.get(name, '')}".rstrip() for name, size in needs.parts().items()]
     lines.append(f"  {'free now':<17} {memory.free / MIB:10.1f}   (of {memory.where})")
-    peak = count_peak(config, layout)
-    lines.append(
-        f"on a GPU: {in_words(peak.peak_bytes)} at the peak of an update, in stage {peak.peak_stage} (counted on shapes alone, "
-        f"libraries' own not included): {card_for(peak.peak_bytes)}"
-    )
+    lines += cards_in_words(config, layout)
     share = "" if few_layout == layout else f" of {few.num_particles} particle(s) with {few_layout.num_views} view(s), and in proportion"
     lines.append(f"time: {seconds:.2f} s an update (median of {MEASURED_UPDATES - 1} real ones here{share})")
     return lines, seconds

@@ -5,11 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.commands.help import Pages
+from dist_vsd.config import RunConfig
+from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.priors.table import prior_row
 from dist_vsd.scaling.cost_model import (
     Cluster,
     Link,
@@ -23,6 +26,9 @@ from dist_vsd.scaling.cost_model import (
 )
 from dist_vsd.scaling.stage_times import ASSUMED_RENDER_MS, H100_TFLOPS, StageTimes, counted, read_measured
 from dist_vsd.writable import require_writable_file
+
+if TYPE_CHECKING:
+    from dist_vsd.scaling.counted_memory import Peak
 
 MOST_RANKS, MOST = 10**6, 10**9
 MIB, GIB = 2**20, 2**30
@@ -125,12 +131,14 @@ class Scale:
         memory: bytes of the fullest rank, by what holds them.
         node_hours: of all prompts.
         times: of the stages, and their source.
+        peak: memory of a GPU at the peak of an update, counted on shapes alone; None where it is not known what runs.
     """
 
     cost: UpdateCost
     memory: dict[str, float | None]
     node_hours: float
     times: StageTimes
+    peak: Peak | None
 
 
 def run(arguments: list[str]) -> int:
@@ -201,6 +209,8 @@ def count_prompts(file: str) -> int:
 
 def foretell(parsed: PlanArguments, num_nodes: int, num_prompts: int) -> Scale:
     """Return what is foretold for a number of nodes."""
+    from dist_vsd.scaling.counted_memory import count_peak  # imports the networks' libraries, which a question for help need not
+
     inside = Link.of(parsed.intra_bandwidth_gbit, parsed.intra_latency_us)
     cluster = Cluster(num_nodes, parsed.gpus, inside, Link.of(parsed.bandwidth_gbit, parsed.latency_us))
     num_particles = parsed.num_particles or (parsed.particles_per_rank or 1) * cluster.num_ranks
@@ -216,11 +226,34 @@ def foretell(parsed: PlanArguments, num_nodes: int, num_prompts: int) -> Scale:
     cost = update_cost(layout, cluster, times.stages, sizes, parsed.steps_per_update, parsed.overlap, times.fixed)
     memory = rank_memory_bytes(layout, sizes, parsed.micro_batch_size, parsed.offload)
     hours = node_hours(num_nodes, cost.seconds, parsed.num_updates, num_prompts)
-    return Scale(cost=cost, memory=memory, node_hours=hours, times=dataclasses.replace(times, sizes=sizes))
+    config = planned_run(parsed)
+    peak = count_peak(config, layout) if config is not None else None
+    return Scale(cost=cost, memory=memory, node_hours=hours, times=dataclasses.replace(times, sizes=sizes), peak=peak)
+
+
+def planned_run(parsed: PlanArguments) -> RunConfig | None:
+    """Return the run whose memory is counted: the measured one, or the preset whose times are counted; None for a file of measurements."""
+    from dist_vsd.runs.run_directory import RunDirectory
+
+    if not parsed.measured:
+        settings: dict[str, Any] = {"prompt": "a prompt", "prior": "random:sd21"}
+        config = merge(load_preset("stable-diffusion"), settings, "plan")
+    elif (saved := RunDirectory(Path(parsed.measured)).saved_config()) is not None:
+        config = merge(RunConfig(), saved | {"resume": False, "stages": {}}, parsed.measured)
+        try:
+            prior_row(config.prior).check(config.prior, [], config.score.prior)
+        except ValueError:  # a run of another machine, whose prior is not here
+            return None
+    else:
+        return None
+    particles = dataclasses.replace(config.particles, offload=parsed.offload)
+    return dataclasses.replace(config, micro_batch_size=parsed.micro_batch_size, particles=particles)
 
 
 def one_scale(parsed: PlanArguments, num_prompts: int, scale: Scale) -> str:
     """Return the text for one number of nodes."""
+    from dist_vsd.scaling.room import cards_in_words
+
     cost, layout, cluster = scale.cost, scale.cost.layout, scale.cost.cluster
     renders, least = most_renders(layout), layout.num_particles // layout.num_shards
     dealt = f"{most_particles(layout)}" if least == most_particles(layout) else f"{least} or {most_particles(layout)}"
@@ -237,6 +270,7 @@ def one_scale(parsed: PlanArguments, num_prompts: int, scale: Scale) -> str:
     ]
     if cost.phi_reduction_hidden:
         lines.append(f"  (hidden behind phi's backward pass: {cost.phi_reduction_hidden:.6f})")
+    config = planned_run(parsed)
     lines += [
         f"speed: {1 / cost.seconds:.3f} updates/s, {layout.num_particles / cost.seconds:.2f} particle-updates/s",
         f"communication: {100 * cost.communication_share:.2f} % of the update; a rank sends {cost.rank_sent_bytes / MIB:.2f} MiB, "
@@ -245,6 +279,7 @@ def one_scale(parsed: PlanArguments, num_prompts: int, scale: Scale) -> str:
         "memory of a GPU, MiB (theta and phi with gradient and two Adam moments):",
         *(f"  {name:<18}{_mib(value)}" for name, value in scale.memory.items()),
         f"  {'known':<18}{_mib(sum(filter(None, scale.memory.values())))}",
+        *(cards_in_words(config, layout) if config is not None else []),
         f"node-hours: {scale.node_hours:,.1f} for {num_prompts} prompt(s) x {parsed.num_updates:,} updates, "
         f"{scale.node_hours / cluster.num_nodes:,.2f} hours of all {cluster.num_nodes} node(s)",
     ]
@@ -257,19 +292,28 @@ def _mib(value: float | None) -> str:
 
 def several_scales(parsed: PlanArguments, num_prompts: int, scales: list[Scale]) -> str:
     """Return a table with a row for each number of nodes."""
+    from dist_vsd.scaling.room import card_for
+
     rows = [COLUMNS]
     for scale in scales:
         cost, layout = scale.cost, scale.cost.layout
         cells = (str(cost.cluster.num_nodes), str(layout.world_size), str(layout.num_particles))
         cells += (f"{layout.num_shards} x {layout.view_ranks}", f"{cost.seconds:.4f}", f"{1 / cost.seconds:.3f}")
         cells += (f"{layout.num_particles / cost.seconds:.2f}", f"{100 * cost.communication_share:.2f}", f"{cost.efficiency:.4f}")
-        rows.append((*cells, f"{sum(filter(None, scale.memory.values())) / GIB:.1f}", f"{scale.node_hours:,.1f}"))
+        rows.append((*cells, f"{known_bytes(scale) / GIB:.1f}", f"{scale.node_hours:,.1f}"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(COLUMNS))]
     table = ["  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
     sources = list(dict.fromkeys(scale.times.source for scale in scales))
-    notes = [f"efficiency: of one rank with as many renders; GiB: of a GPU, {_without_unknown(scales)}"]
+    counted = "at the peak of an update, counted on shapes alone" if scales[0].peak is not None else _without_unknown(scales)
+    notes = [f"efficiency: of one rank with as many renders; GiB: of a GPU, {counted}"]
+    notes += [f"GiB: {card}" for card in dict.fromkeys(card_for(scale.peak.num_bytes) for scale in scales if scale.peak is not None)]
     notes.append(f"node-hours: of {num_prompts} prompt(s) x {parsed.num_updates:,} updates")
     return "\n".join([*(f"stage times: {source}" for source in sources), *table, *notes])
+
+
+def known_bytes(scale: Scale) -> float:
+    """Return what a GPU holds: as it is counted, or what is known of it."""
+    return scale.peak.num_bytes if scale.peak is not None else sum(filter(None, scale.memory.values()))
 
 
 def _without_unknown(scales: list[Scale]) -> str:
@@ -304,6 +348,7 @@ def plain(scale: Scale) -> dict[str, Any]:
         "efficiency": cost.efficiency,
         "sent_bytes_per_update": sent,
         "memory_bytes": scale.memory,
+        "peak_bytes": scale.peak.num_bytes if scale.peak is not None else None,
         "node_hours": scale.node_hours,
         "stage_times": {name: value for name, value in dataclasses.asdict(scale.times).items() if name != "sizes"},
         "sizes": dataclasses.asdict(scale.times.sizes),

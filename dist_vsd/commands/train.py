@@ -71,6 +71,8 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         collectives = Collectives(layout)
         check_same_start(collectives, to_mapping(config))
         agree(collectives, lambda: check_memory(stages_of(config), layout, process.device))
+        if not parsed.dry_run:
+            config = settle_tiles(config, layout, process.device, collectives)
 
     # Here the libraries of the networks are imported: whatever can be refused was refused.
     from dist_vsd.commands.estimate import print_estimate
@@ -181,6 +183,22 @@ def check_memory(stages: list[Stage], layout: Layout, device: torch.device) -> N
 
     for stage in stages:
         require_fit(Needs.of(stage.config, layout, device), Memory.of(device))
+
+
+def settle_tiles(config: RunConfig, layout: Layout, device: torch.device, collectives: Collectives) -> RunConfig:
+    """Choose by the free memory of all GPUs in what tiles fields are asked, the same on all ranks (collective); ValueError if none fit."""
+    from dist_vsd.device import is_accelerator
+    from dist_vsd.scaling.memory import Memory
+    from dist_vsd.scaling.room import Tiles, choose_tiles, with_tiles
+
+    if not is_accelerator(device):
+        return config
+    chosen: list[Tiles] = []
+    agree(collectives, lambda: chosen.extend(choose_tiles(stage.config, layout, Memory.of(device)) for stage in stages_of(config)))
+    if layout.rank == 0:
+        print(f"an update takes, by a count, {max(chosen, key=lambda tiles: tiles.peak.num_bytes)}", flush=True)
+    points = [points for rank in collectives.gather_json([tiles.points for tiles in chosen]) for points in rank if points]
+    return with_tiles(config, min(points, default=0))
 
 
 def what_would_fit(states: list[TrainingState], stage: Stage, layout: Layout, directory: RunDirectory, memory: Memory) -> str:

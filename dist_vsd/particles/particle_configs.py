@@ -69,7 +69,8 @@ class RadianceFieldConfig:
     hidden_below: float = 0.0
     """Share of a sample's light that gets to the eye below which it is hidden and asked without a gradient alone (1e-4). 0: none is."""
     tile_points: int = 0
-    """Points of a field that are held for the backward pass at once; more are asked tile by tile, and then once more. 0: all are held."""
+    """Points of a field that are held for the backward pass at once; more are asked tile by tile, and then once more. 0: all that the
+    free memory of a GPU has room for, by a count at the start; on a CPU all."""
     density_strength: float = 10.0
     """Height of the density's start, softplus(raw + strength (1 - |x| / radius)): a soft ball (negative: a hollow one)."""
     density_radius: float = 0.5

@@ -6,6 +6,7 @@ On the meta device (scaling/counted_work.py: shapes_alone) this takes seconds on
 from __future__ import annotations
 
 import dataclasses
+import math
 import weakref
 from typing import Any
 
@@ -77,34 +78,59 @@ class CountedMemory(TorchDispatchMode):
         self.live_bytes -= size
 
 
-def count_peak(config: RunConfig, layout: Layout) -> CountedMemory:
-    """Count an update of the fullest rank on shapes alone, as a GPU would hold it.
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """The most memory that an update holds.
+
+    Attributes:
+        num_bytes: then.
+        stage: of the update in which that is.
+    """
+
+    num_bytes: int
+    stage: str
+
+
+def count_peak(config: RunConfig, layout: Layout) -> Peak:
+    """Count an update of the fullest rank on shapes alone, as a GPU would hold it, with moments in Adam.
 
     Args:
-        config: of the run; of many particles a rank, two are counted and the others taken to be as the second.
+        config: of the run; of many particles a rank, two are counted, and the others taken to be as the second: as far as a micro-batch
+            goes with what it holds on its way through the networks, beyond with what the particle itself holds.
         layout: of the run.
-
-    Returns:
-        What was counted, of an update that finds moments in Adam.
     """
     num_particles = 1 if config.particles.offload else most_particles(layout)
-    counts = [_count_update(config, layout, number) for number in range(1, min(2, num_particles) + 1)]
-    counts[-1].peak_bytes += (counts[-1].peak_bytes - counts[0].peak_bytes) * (num_particles - len(counts))
-    return counts[-1]
+    together = min(num_particles, math.ceil(config.micro_batch_size / len(layout.shots)))
+    first = last = count_update(config, layout, 1)
+    if together > 1:
+        last = count_update(config, layout, 2)
+    num_bytes = first.num_bytes + (together - 1) * (last.num_bytes - first.num_bytes)
+    if num_particles > together:
+        one_by_one = dataclasses.replace(config, micro_batch_size=1)
+        own = count_update(one_by_one, layout, 2).num_bytes - count_update(one_by_one, layout, 1).num_bytes
+        num_bytes += (num_particles - together) * own
+    return Peak(num_bytes, last.stage)
 
 
-def _count_update(config: RunConfig, layout: Layout, num_particles: int) -> CountedMemory:
+_counted: dict[str, Peak] = {}  # what is asked for again while a process lives: a plan's scales, a run's stages
+
+
+def count_update(config: RunConfig, layout: Layout, num_particles: int) -> Peak:
+    """Count an update of a rank with so many particles, one of those that share each; see ``count_peak``."""
     device = torch.device("meta")
     particles = dataclasses.replace(config.particles, offload=False, theta_batch=0, phi_batch=0)
     few = dataclasses.replace(config, num_particles=num_particles, particles=particles)
-    own = Layout.of(num_particles, num_views=layout.num_views, views_per_shot=layout.views_per_shot)
-    with shapes_alone(), CountedMemory(device) as memory:
-        state = build_state(few, own, device)
-        for optimizer in [*(particle.optimizer for particle in state.particles), *([state.phi.optimizer] if state.phi else [])]:
-            _make_moments(optimizer)
-        memory.forget_peak()
-        update(state, 1)  # the first one also refreshes grids
-    return memory
+    own = Layout.of(num_particles, num_views=layout.num_views // layout.view_ranks, views_per_shot=layout.views_per_shot)
+    key = f"{few} {own}"
+    if key not in _counted:
+        with shapes_alone(), CountedMemory(device) as memory:
+            state = build_state(few, own, device)
+            for optimizer in [*(particle.optimizer for particle in state.particles), *([state.phi.optimizer] if state.phi else [])]:
+                _make_moments(optimizer)
+            memory.forget_peak()
+            update(state, 1)  # the first one also refreshes grids
+        _counted[key] = Peak(memory.peak_bytes, memory.peak_stage)
+    return _counted[key]
 
 
 def _make_moments(optimizer: torch.optim.Optimizer) -> None:
@@ -115,13 +141,3 @@ def _make_moments(optimizer: torch.optim.Optimizer) -> None:
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
-
-CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180, 288)  # as they are sold; each has about as many GiB
-KEPT_FREE_GIB, KEPT_FREE_SHARE = 2.0, 0.05  # for CUDA's context, workspaces and gaps between blocks; the greater of the two
-
-
-def card_for(num_bytes: int) -> str:
-    """Name the smallest card that an update fits which holds so many bytes at its peak."""
-    needed = max(num_bytes / 2**30 + KEPT_FREE_GIB, num_bytes / 2**30 / (1 - KEPT_FREE_SHARE))
-    fitting = [size for size in CARDS_GB if size >= needed]
-    return f"fits a card of {fitting[0]} GB" if fitting else f"fits no card of today, of which the largest has {CARDS_GB[-1]} GB"

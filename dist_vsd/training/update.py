@@ -61,6 +61,7 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
             theta_step.backward(batch, cotangents, renders, x_0)
             for particle in batch.finished:
                 theta_step.take(particle)  # theta <- Adam
+        del renders, x_0, noised, cotangents  # the next micro-batch takes their room
     if phi is None:
         return report
     with stopwatch.stage("scores"):
