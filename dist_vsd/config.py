@@ -186,7 +186,9 @@ class _PlainFields:
     stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0; random:sd21 (sd15, sdxl): its architecture with
     random weights, to rehearse what a run costs."""
     final_lr_fraction: float = 1.0
-    """Theta's learning rates fall linearly to this fraction over the last 40% of updates (1: constant, as published)."""
+    """Theta's learning rates fall linearly to this fraction (1: constant, as published) ..."""
+    lr_decay_begins: float = 0.6
+    """... from this fraction of num_updates on. In 3D colours settle last: rates that fall from the start leave a duck without its beak."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s of eps_pretrain: 7.5 for VSD, 100 for SDS with Stable Diffusion."""
     negative_prompt: str = ""
@@ -253,6 +255,8 @@ class RunConfig(_FieldsOfTables):
                 raise ValueError(f"{name} must be at most {MOST_PARTICLES:,}, got {getattr(self, name)}: {each}; lower {flag(name)}")
         if not 0.0 <= self.final_lr_fraction <= 1.0:
             raise ValueError(f"final_lr_fraction must be in [0, 1], got {self.final_lr_fraction}: change --final-lr-fraction")
+        if not 0.0 <= self.lr_decay_begins < 1.0:
+            raise ValueError(f"lr_decay_begins must be in [0, 1), got {self.lr_decay_begins}: change --lr-decay-begins")
         check_numbers(self)
         if self.guidance_scale < 0.0:
             raise ValueError(f"guidance_scale must be 0 or more, got {self.guidance_scale}: raise --guidance-scale")

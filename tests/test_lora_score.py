@@ -1,22 +1,27 @@
 """score/: eps_phi on a small UNet with random weights: what is shared with the prior, what is not, and what it costs."""
 
 import copy
+import re
 
 import pytest
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from dist_vsd.cameras import turntable
 from dist_vsd.diffusion.process import VariancePreserving, eps_from_v
 from dist_vsd.objectives.vsd import eps_of_particles
 from dist_vsd.priors.embedded.networks import TEXT_WIDTH, build_scheduler, build_unet
 from dist_vsd.priors.prior import Text
+from dist_vsd.priors.replay import ASKED_BEFORE
 from dist_vsd.priors.stable_diffusion import DenoisingUnet
 from dist_vsd.scaling.counted_memory import CountedMemory
 from dist_vsd.scaling.counted_work import CountedWork
 from dist_vsd.score.camera_embedding import CameraEmbedding, pose_of
 from dist_vsd.score.lora_layer import CastOnce
 from dist_vsd.score.lora_score import LoraScore
-from dist_vsd.score.score_config import ScoreConfig
+from dist_vsd.score.score_config import TARGETS, ScoreConfig
+from tests.two_views import TwoViewNetwork
 
 VP = VariancePreserving.from_scheduler_config(build_scheduler().config)
 
@@ -33,8 +38,8 @@ def original():
         return build_unet().eval()
 
 
-def make(original, process=VP, rank=4, seed=0):
-    return LoraScore(DenoisingUnet(copy.deepcopy(original), process), ScoreConfig(rank=rank), generator(seed))
+def make(original, process=VP, rank=4, seed=0, **settings):
+    return LoraScore(DenoisingUnet(copy.deepcopy(original), process), ScoreConfig(rank=rank, **settings), generator(seed))
 
 
 def both_ways(original, dtype):
@@ -66,6 +71,39 @@ def test_before_training_eps_phi_is_eps_pretrain_to_the_bit_from_any_camera(orig
     score, (x_t, t, y, pose) = make(original), inputs()
     for poses in (pose, -7 * pose, torch.zeros_like(pose)):
         assert torch.equal(predict(score, x_t, t, y, poses), predict(original, x_t, t, y))
+
+
+def merged(original, score):
+    """Return a plain UNet whose weights have phi's added: W + (alpha / rank) B A."""
+    found = copy.deepcopy(original)
+    layers = dict(found.named_modules())
+    for name, layer in score.network.unet.named_modules():
+        if isinstance(layer, BaseTunerLayer):
+            down, up = layer.lora_A["phi"].weight, layer.lora_B["phi"].weight
+            layers[name].weight.data += torch.einsum("or,r...->o...", up.flatten(1), down)
+    return found
+
+
+OF_TARGETS = {"feedforward": r"\.ff\.net\.", "convolutions": r"conv|samplers", "time": r"\.time_emb_proj$", "attention": r"\.attn[12]\.to"}
+
+
+@pytest.mark.parametrize("targets", [*((target,) for target in TARGETS), TARGETS])
+def test_lora_beside_any_layers_is_a_network_with_their_products_added_and_begins_as_the_prior(original, targets):
+    score, (x_t, t, y, pose) = make(original, targets=targets, camera="none"), inputs()
+    assert torch.equal(predict(score, x_t, t, y, pose), predict(original, x_t, t, y))
+    layers = [name for name, module in original.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    assert len(score._adapted) == sum(bool(re.search(OF_TARGETS[target], name)) for target in targets for name in layers) > 0
+    perturb(score)
+    expected = predict(merged(original, score), x_t, t, y)
+    assert float((expected - predict(original, x_t, t, y)).abs().mean()) > 1e-3
+    for _ in range(ASKED_BEFORE + 2):  # as a network, and then replayed
+        found = predict(score, x_t, t, y, pose)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-4)
+
+
+def test_a_target_that_a_network_lacks_is_refused_with_those_that_it_has():
+    with pytest.raises(ValueError, match=r"^score.targets: this prior's network has no convolutions that LoRA may .*: use attention$"):
+        LoraScore(TwoViewNetwork(VP), ScoreConfig(targets=("attention", "convolutions")), generator())
 
 
 def test_a_trained_phi_leaves_the_pretrained_model_untouched_to_the_bit(original):
@@ -207,10 +245,13 @@ def test_activations_computed_again_give_the_same_gradient_and_are_not_held_mean
     assert held[1] < 0.6 * held[0]  # of a small network; what stays are the blocks' inputs
 
 
-def test_beside_a_bf16_network_phi_is_no_further_from_fp32_than_with_layers_of_fp32_and_its_gradients_are_fp32(original, monkeypatch):
+@pytest.mark.parametrize("targets", [("attention",), TARGETS])
+def test_beside_a_bf16_network_phi_is_no_further_from_fp32_than_with_layers_of_fp32_and_its_gradients_are_fp32(
+    original, monkeypatch, targets
+):
     sample = inputs()
-    exact = gradients_of(perturb(make(original)), sample)
-    score = in_bf16(perturb(make(original)))
+    exact = gradients_of(perturb(make(original, targets=targets)), sample)
+    score = in_bf16(perturb(make(original, targets=targets)))
     found = gradients_of(score, sample)
     assert {p.grad.dtype for p in score.phi().values()} == {torch.float32}
     monkeypatch.setattr(LoraScore, "_cast_matrices", lambda _: None)  # peft's way: each layer computes in fp32

@@ -4,12 +4,15 @@ By a random prior of a few thousand weights: nothing here depends on what a prio
 """
 
 import json
+import os
 import re
 import shutil
 
 import pytest
 import torch
 
+from dist_vsd.distributed.collectives import Collectives
+from dist_vsd.training import update as update_module
 from tests.ranks import run_ranks
 from tests.runs import TINY, checkpoint
 
@@ -231,6 +234,32 @@ def test_an_occupancy_grid_is_refreshed_on_one_rank_and_sent_to_those_that_share
     run(tmp_path / "faulty", short, num_ranks=2, fault=("grid_is_refreshed_otherwise", "1"))
     run(tmp_path / "plain", short, num_ranks=2)
     assert different(checkpoint(tmp_path / "faulty", 4), checkpoint(tmp_path / "plain", 4)) == []
+
+
+def tell_order():
+    """Have rank 0 print when it renders, when a sum over the ranks that share a particle begins and is waited for, and when phi learns."""
+
+    def telling(module, name, word):
+        original = getattr(module, name)
+
+        def told(*arguments, **options):
+            print(f"order: {word}" if os.environ["RANK"] == "0" else "")
+            result = original(*arguments, **options)
+            if name != "begin_sum_over_views":
+                return result
+            return lambda: (print("order: wait" if os.environ["RANK"] == "0" else ""), result())[1]
+
+        setattr(module, name, told)
+
+    telling(update_module, "render", "render")
+    telling(update_module, "update_phi", "phi")
+    telling(Collectives, "begin_sum_over_views", "begin")
+
+
+def test_the_sum_over_ranks_that_share_a_particle_travels_beside_the_next_render_or_phis_step(tmp_path):
+    two = ["a green duck", *TINY, "--num-particles", "2", "--micro-batch-size", "1", "--num-updates", "1"]
+    output = run(tmp_path / "run", two, num_ranks=2, shards=1, extension="tests.test_ranks:tell_order")
+    assert re.findall(r"order: (\w+)", output) == ["render", "begin", "render", "wait", "begin", "phi", "wait"]
 
 
 @pytest.mark.parametrize("config", ["cpu", "deepspeed_zero2", "deepspeed_zero3"])

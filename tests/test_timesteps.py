@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist_vsd.diffusion.timesteps import TimestepConfig, draw_timesteps, max_fraction_at, timestep_weight
+from dist_vsd.diffusion.timesteps import TimestepConfig, draw_timesteps, range_at, timestep_weight
 
 LOWEST, HIGHEST = torch.zeros(1), torch.tensor([1 - 2.0**-24])  # the ends of what torch.rand can return
 
@@ -43,7 +43,7 @@ def test_random_draws_pass_a_chi_square_test_of_uniformity():
 def test_the_highest_t_over_a_run(annealing, at_start, just_before, at_anneal, at_twice, at_end):
     config = TimestepConfig(annealing=annealing, anneal_at=0.25)
     progress = [0.0, 0.25 - 1e-12, 0.25, 0.5, 1.0]
-    values = [max_fraction_at(config, p) for p in progress]
+    values = [range_at(config, p)[1] for p in progress]
     # (0.98 + 0.50) / 2 = 0.74 half-way down the cosine; fp64 rounding, and 1e-12 of progress, are all that differs.
     assert values == pytest.approx([at_start, just_before, at_anneal, at_twice, at_end], abs=1e-11)
 
@@ -51,10 +51,18 @@ def test_the_highest_t_over_a_run(annealing, at_start, just_before, at_anneal, a
 def test_smooth_annealing_has_the_mean_of_the_step_and_never_rises():
     smooth, stepped = (TimestepConfig(annealing=kind, anneal_at=0.3) for kind in ("smooth", "stepped"))
     progress = [(i + 0.5) / 10_000 for i in range(10_000)]
-    values = [max_fraction_at(smooth, p) for p in progress]
+    values = [range_at(smooth, p)[1] for p in progress]
     # The midpoint rule on 10,000 points is right to 1e-8 for a cosine, and exact for a step at a border of the grid.
-    assert sum(values) / 10_000 == pytest.approx(sum(max_fraction_at(stepped, p) for p in progress) / 10_000, abs=1e-7)
+    assert sum(values) / 10_000 == pytest.approx(sum(range_at(stepped, p)[1] for p in progress) / 10_000, abs=1e-7)
     assert all(b <= a for a, b in zip(values, values[1:], strict=False))
+
+
+def test_descending_t_falls_from_the_highest_to_the_lowest_within_its_jitter():
+    config = TimestepConfig(annealing="descending", min_fraction=0.02, max_fraction=0.98, jitter=0.05)
+    ranges = [range_at(config, p) for p in (0.0, 0.5, 0.75, 1.0)]
+    assert ranges == [pytest.approx(pair) for pair in ((0.93, 0.98), (0.45, 0.55), (0.21, 0.31), (0.02, 0.07))]
+    exact = TimestepConfig(annealing="descending", jitter=0.0)
+    assert [range_at(exact, p) for p in (0.25, 0.5)] == [pytest.approx((t, t)) for t in (0.74, 0.5)]
 
 
 @pytest.mark.parametrize(("weighting", "expected"), [("sigma_squared", 0.64), ("uniform", 1.0), ("alpha_sigma", 0.48)])
@@ -73,7 +81,8 @@ def test_weights_by_hand(weighting, expected):
         ({"late_max_fraction": 0.99}, "late_max_fraction <= max_fraction"),
         ({"max_fraction": 1.1}, "max_fraction <= 1"),
         ({"anneal_at": 1.5}, r"anneal_at must be in \[0, 1\], got 1.5"),
-        ({"annealing": "steep"}, "one of stepped, smooth, none, got 'steep'"),
+        ({"jitter": 1.5}, "timesteps.jitter must be in \\[0, 1\\], got 1.5"),
+        ({"annealing": "steep"}, "one of stepped, smooth, descending, none, got 'steep'"),
         ({"weighting": "sigma"}, "one of sigma_squared, uniform, alpha_sigma, got 'sigma'"),
     ],
 )

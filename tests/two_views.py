@@ -29,7 +29,7 @@ def check(_name, texts, prior_of_phi):
 class TwoViewNetwork(nn.Module):
     """Patches of both views attend to one another, and to the text; time and camera scale them."""
 
-    adapted = ("to_q", "to_k", "to_v", "to_out")
+    adapted = {"attention": ("to_q", "to_k", "to_v", "to_out")}
     can_be_replayed = False
     time_width = WIDTH
 

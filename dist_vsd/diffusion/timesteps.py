@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-ANNEALINGS = ("stepped", "smooth", "none")
+ANNEALINGS = ("stepped", "smooth", "descending", "none")
 WEIGHTINGS = ("sigma_squared", "uniform", "alpha_sigma")
 
 
@@ -25,9 +25,12 @@ class TimestepConfig:
     """Highest t after annealing (ProlificDreamer, section 3.3: fine texture needs small t)."""
     annealing: str = "stepped"
     """stepped: the highest t jumps at anneal_at; smooth: it follows a cosine from the start to twice anneal_at
-    (same mean for anneal_at up to 0.5, and no jump: the hard switch is known to make colours collapse); none: it stays."""
+    (same mean for anneal_at up to 0.5, and no jump: the hard switch is known to make colours collapse); descending: t itself falls from the
+    highest to the lowest over the run, as in sampling, each particle within jitter of it; none: it stays."""
     anneal_at: float = 0.3
     """Where the jump is, as a fraction of num_updates."""
+    jitter: float = 0.05
+    """Of descending t: how far above or below a particle's t may be, as a fraction of T."""
     weighting: str = "sigma_squared"
     """w(t): sigma_squared (both public implementations), uniform, or alpha_sigma."""
 
@@ -39,6 +42,8 @@ class TimestepConfig:
             )
         if not 0.0 <= self.anneal_at <= 1.0:
             raise ValueError(f"timesteps.anneal_at must be in [0, 1], got {self.anneal_at}: change --timesteps.anneal-at")
+        if not 0.0 <= self.jitter <= 1.0:
+            raise ValueError(f"timesteps.jitter must be in [0, 1], got {self.jitter}: change --timesteps.jitter")
         _require_one_of("timesteps.annealing", self.annealing, ANNEALINGS)
         _require_one_of("timesteps.weighting", self.weighting, WEIGHTINGS)
 
@@ -48,8 +53,16 @@ def _require_one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
 
 
-def max_fraction_at(config: TimestepConfig, progress: float) -> float:
-    """Return the highest t, as a fraction of T, at a progress in [0, 1) through the run."""
+def range_at(config: TimestepConfig, progress: float) -> tuple[float, float]:
+    """Return the lowest and the highest t, as fractions of T, at a progress in [0, 1) through the run."""
+    low, high = config.min_fraction, config.max_fraction
+    if config.annealing == "descending":
+        middle = high + (low - high) * progress
+        return max(low, middle - config.jitter), min(high, middle + config.jitter)
+    return low, _highest_at(config, progress)
+
+
+def _highest_at(config: TimestepConfig, progress: float) -> float:
     if config.annealing == "none":
         return config.max_fraction
     if config.annealing == "stepped":

@@ -9,7 +9,7 @@ import contextlib
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -96,22 +96,38 @@ class Collectives:
         Args:
             tensors: of any shapes, the same on every rank; changed in place.
         """
-        self._sum(tensors, None, self.layout.world_size)
-
-    def sum_over_views(self, tensors: Sequence[Tensor]) -> None:
-        """Replace tensors by their sums over the ranks that share a particle, in one message."""
-        if self.layout.view_ranks > 1:
-            self._sum(tensors, self._view_group, self.layout.view_ranks)
-
-    def _sum(self, tensors: Sequence[Tensor], group: Any, group_size: int) -> None:
         if not is_distributed() or not tensors:
             return
         flat = torch.cat([t.reshape(-1).float() for t in tensors])
         with self._timed():
-            dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=group)
-        self.count_all_reduce(4 * flat.numel(), group_size)
+            dist.all_reduce(flat, op=dist.ReduceOp.SUM)
+        self.count_all_reduce(4 * flat.numel(), self.layout.world_size)
         for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
             tensor.copy_(total.view_as(tensor))
+
+    def begin_sum_over_views(self, tensors: Sequence[Tensor]) -> Callable[[], list[Tensor]]:
+        """Begin to add tensors up over the ranks that share a particle, in one message; the rank goes on meanwhile.
+
+        Args:
+            tensors: of any shapes, the same on each of these ranks; their own memory is not needed until the sums are there.
+
+        Returns:
+            A function that waits and returns the sums, fp32: on a GPU its stream waits, not the host. All of the ranks call it in the
+            order in which they began.
+        """
+        if not is_distributed() or self.layout.view_ranks == 1 or not tensors:
+            return lambda: list(tensors)
+        shapes = [t.shape for t in tensors]
+        flat = torch.cat([t.reshape(-1).float() for t in tensors])
+        pending = dist.all_reduce(flat, op=dist.ReduceOp.SUM, group=self._view_group, async_op=True)
+        self.count_all_reduce(4 * flat.numel(), self.layout.view_ranks)
+
+        def wait() -> list[Tensor]:
+            with self._timed():
+                pending.wait()
+            return [part.view(shape) for part, shape in zip(flat.split([shape.numel() for shape in shapes]), shapes, strict=True)]
+
+        return wait
 
     def count_all_reduce(self, num_bytes: int, group_size: int) -> None:
         """Add an all-reduce in a ring to sent_bytes; for reductions that a library does."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from dist_vsd.diffusion.process import add_noise
-from dist_vsd.diffusion.timesteps import max_fraction_at, timestep_weight
+from dist_vsd.diffusion.timesteps import range_at, timestep_weight
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.errors import RunFailed
 from dist_vsd.lab.scores import CloudScore, ExactScore, LearnedScore
@@ -46,9 +46,8 @@ def flow(prior: GaussianMixturePrior, variant: Variant, settings: Settings, seed
         renders = theta.clone()
         if phi_first:
             phi.follow(renders, update)
-        high_fraction = max_fraction_at(settings.timesteps, progress)
         uniform = torch.rand(shape[0], generator=keyed_generator(seed, "timestep", update=update))
-        t = process.draw_t(uniform, settings.timesteps.min_fraction, high_fraction)
+        t = process.draw_t(uniform, *range_at(settings.timesteps, progress))
         eps = torch.randn(shape, generator=keyed_generator(seed, "noise", update=update))
         theta.grad = gradient(prior, variant.method, phi, renders, t, eps, settings)
         adam.step()

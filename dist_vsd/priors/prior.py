@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -98,14 +98,14 @@ class Network(Protocol):
 
     Attributes:
         process: what it predicts.
-        adapted: names (or their ends) of the linear layers beside which LoRA stands.
+        adapted: names (or their ends) of the linear layers and convolutions beside which LoRA may stand, by what score.targets calls them.
         time_embedding: the module whose (B, time_width) output conditions every layer on t, to which phi adds its camera's.
         time_width: of that.
         can_be_replayed: whether it calls the same operations whatever its inputs' numbers, and knows no cameras (see priors/replay.py).
     """
 
     process: Process
-    adapted: tuple[str, ...]
+    adapted: Mapping[str, tuple[str, ...]]
     time_embedding: nn.Module
     time_width: int
     can_be_replayed: bool

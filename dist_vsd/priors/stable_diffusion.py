@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -35,7 +36,14 @@ class DenoisingUnet(nn.Module):
         takes_projected: whether texts come with keys and values that this very network has made; else it makes its own.
     """
 
-    adapted = ("to_q", "to_k", "to_v", "to_out.0")  # the projections of every attention
+    adapted = MappingProxyType(
+        {
+            "attention": ("to_q", "to_k", "to_v", "to_out.0"),
+            "feedforward": ("ff.net.0.proj", "ff.net.2"),
+            "convolutions": ("conv_in", "conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "conv_out"),
+            "time": ("time_emb_proj",),
+        }
+    )
     can_be_replayed = True
 
     def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving, takes_projected: bool = True) -> None:

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from peft.tuners.lora import Linear
+from peft.tuners.lora import Conv2d, Linear
 from torch import Tensor
-from torch.nn.functional import linear
+from torch.nn.functional import conv2d, linear
 
 
 class CastOnce(torch.autograd.Function):
@@ -54,3 +54,21 @@ class CastLoraLinear(Linear):
         base, (down, up) = self.base_layer(x), self.matrices
         (scale,) = self.scaling.values()
         return torch.addmm(base.flatten(0, -2), linear(x, down).flatten(0, -2), up.t(), alpha=scale).view(base.shape)
+
+
+class CastLoraConv2d(Conv2d):
+    """Likewise beside a convolution: a convolution to ``rank`` channels, and one of 1 x 1 back from them.
+
+    Attributes:
+        matrices: down (rank, in, k, k) and up (out, rank, 1, 1) for the pass that is being made, or None: as peft's.
+    """
+
+    matrices: tuple[Tensor, Tensor] | None = None
+
+    def forward(self, x: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """Return base(x) + up down x of (B, in, H, W) inputs."""
+        if self._disable_adapters or self.matrices is None:
+            return super().forward(x, *arguments, **options)
+        base, (down, up) = self.base_layer, self.matrices
+        (scale,) = self.scaling.values()
+        return torch.add(base(x), conv2d(conv2d(x, down, None, base.stride, base.padding, base.dilation), up), alpha=scale)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from dist_vsd.cameras import Cameras
 from dist_vsd.priors.prior import Network, Text
 from dist_vsd.priors.replay import Replayed
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
-from dist_vsd.score.lora_layer import CastLoraLinear, CastOnce
+from dist_vsd.score.lora_layer import CastLoraConv2d, CastLoraLinear, CastOnce
 from dist_vsd.score.score_config import ScoreConfig
 
 ADAPTER = "phi"
@@ -39,15 +40,16 @@ class LoraScore(nn.Module):
     def __init__(self, network: Network, config: ScoreConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.process, self.casts_once = network.process, True
-        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=list(network.adapted))
+        lora = LoraConfig(r=config.rank, lora_alpha=config.alpha or config.rank, target_modules=_layers_of(network, config))
         self.network = inject_adapter_in_model(lora, network, adapter_name=ADAPTER)
         self._adapted = [module for module in network.modules() if isinstance(module, BaseTunerLayer)]
         for layer in self._adapted:
-            layer.__class__ = CastLoraLinear
+            layer.__class__ = CastLoraConv2d if isinstance(layer.get_base_layer(), nn.Conv2d) else CastLoraLinear
             down, up = layer.lora_A[ADAPTER], layer.lora_B[ADAPTER]
             down.float(), up.float()
+            side = math.sqrt(down.weight[0, 0].numel())  # of a kernel: the sum over its places is as large as a linear layer's
             with torch.no_grad():
-                down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / config.rank)
+                down.weight.copy_(torch.randn(down.weight.shape, generator=generator) / (config.rank * side))
                 up.weight.zero_()
         self._switch(on=False)
         self._recomputes = config.recompute
@@ -131,3 +133,13 @@ class LoraScore(nn.Module):
             self._offset = None
             for layer in self._adapted:
                 layer.matrices = None
+
+
+def _layers_of(network: Network, config: ScoreConfig) -> list[str]:
+    """Return the names of the layers beside which LoRA is to stand; ValueError for a target that the network lacks."""
+    absent = [target for target in config.targets if target not in network.adapted]
+    if absent:
+        raise ValueError(
+            f"score.targets: this prior's network has no {absent[0]} that LoRA may stand beside: use {' '.join(network.adapted)}"
+        )
+    return [name for target in config.targets for name in network.adapted[target]]

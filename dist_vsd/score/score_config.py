@@ -6,6 +6,7 @@ import dataclasses
 
 CAMERAS = ("c2w", "spherical", "none")
 LOSSES = ("", "eps", "v")
+TARGETS = ("attention", "feedforward", "convolutions", "time")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -13,7 +14,10 @@ class ScoreConfig:
     """eps_phi and its optimiser."""
 
     rank: int = 4
-    """Rank of the LoRA layers on q, k, v and out of every attention."""
+    """Rank of the LoRA layers."""
+    targets: tuple[str, ...] = ("attention",)
+    """Where they stand: attention (q, k, v and out of each, as published), feedforward (behind attention), convolutions, and time (what
+    tells convolutions the time). A network without attention at its finest level sees fine texture by convolutions alone."""
     alpha: float = 0.0
     """LoRA's alpha: its layers are scaled by alpha / rank; 0: as the rank, a scale of 1."""
     prior: str = ""
@@ -48,6 +52,11 @@ class ScoreConfig:
                 raise ValueError(f"score.{name} must be in [0, 1], got {getattr(self, name)}: change --score.{name.replace('_', '-')}")
         if self.alpha < 0:
             raise ValueError(f"score.alpha must be 0 (as the rank) or more, got {self.alpha}: raise --score.alpha")
+        if not self.targets or len(set(self.targets)) < len(self.targets) or not set(self.targets) <= set(TARGETS):
+            raise ValueError(
+                f"score.targets must name some of {', '.join(TARGETS)}, each once, got {' '.join(self.targets) or 'none'}: "
+                "change --score.targets"
+            )
         for name, choices in (("camera", CAMERAS), ("loss", LOSSES)):
             if getattr(self, name) not in choices:
                 known = ", ".join(filter(None, choices))

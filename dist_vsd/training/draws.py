@@ -15,7 +15,7 @@ from dist_vsd.cameras import Cameras, look_at_origin
 from dist_vsd.config import RunConfig
 from dist_vsd.device import brought_together
 from dist_vsd.diffusion.process import Process
-from dist_vsd.diffusion.timesteps import max_fraction_at
+from dist_vsd.diffusion.timesteps import range_at
 from dist_vsd.distributed.layout import Shot
 from dist_vsd.distributed.random import Purpose, keyed_generator
 from dist_vsd.particles.background import draw_background
@@ -170,8 +170,7 @@ def draw_from(interval: tuple[float, float], generator: torch.Generator) -> Tens
 def draw_t(config: RunConfig, shot: Shot, index: int, progress: float, process: Process) -> Tensor:
     """Draw a shot's t from the range at a progress in [0, 1); (V,) times of the process, the same for all its views."""
     u = torch.rand(1, generator=key(config, "timestep", shot, index))
-    high = max_fraction_at(config.timesteps, progress)
-    return process.draw_t(u, config.timesteps.min_fraction, high).expand(shot.num_views)
+    return process.draw_t(u, *range_at(config.timesteps, progress)).expand(shot.num_views)
 
 
 def draw_phi_t(config: RunConfig, shot: Shot, index: int, step: int, process: Process) -> Tensor:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -17,9 +19,6 @@ from dist_vsd.training.report import Report, Skip
 from dist_vsd.training.state import TrainingState
 from dist_vsd.training.work import MicroBatch
 
-# Colours settle last: rates that fall from the start leave a duck without its orange beak.
-DECAY_BEGINS = 0.6
-
 
 class ThetaStep:
     """The steps of this rank's particles in one update.
@@ -34,6 +33,8 @@ class ThetaStep:
         self._state, self._index, self._report = state, index, report
         # In the deterministic mode: the gradient of each shot of each particle by itself.
         self._by_shot: dict[tuple[int, int], list[Tensor]] = {}
+        # A particle whose sum over the ranks that share it is on its way, and what waits for it.
+        self._begun: tuple[OwnedParticle, Callable[[], list[Tensor]]] | None = None
 
     def backward(self, batch: MicroBatch, cotangents: Cotangents, renders: list[Render], x_0: Tensor | None) -> None:
         """Add the gradient of a micro-batch, the mean over a particle's views, of which other ranks may hold some."""
@@ -66,19 +67,42 @@ class ThetaStep:
         return [*particle.gradients, *(statistic.clone() for statistic in particle.theta.statistics)]
 
     def take(self, particle: OwnedParticle) -> None:
-        """Take Adam's step of one particle (collective over its view axis).
+        """Take Adam's step of one particle, or begin it (collective over its view axis).
 
-        A gradient that is not finite skips the step: the device decides that by itself, and the loop reads of it when it reads at all.
+        Where ranks share the particle, their sum travels beside what the rank does next, and the step follows at the next one's turn or
+        at ``finish``; unless the particle itself has to leave the device.
         """
         state, parameters = self._state, particle.parameters
-        statistics = particle.theta.statistics
+        self.finish()
         if state.config.deterministic:
             order = [(particle.id, number) for number in range(state.layout.num_shots)]
             rows = {row: self._by_shot.pop(row) for row in order if row in self._by_shot}
-            total = state.collectives.sum_in_order(rows, order, "views", [*parameters, *statistics])
-        else:
-            total = self._sums_of(particle)
-            state.collectives.sum_over_views(total)
+            total = state.collectives.sum_in_order(rows, order, "views", [*parameters, *particle.theta.statistics])
+            self._step(particle, total)
+            return
+        summed = state.collectives.begin_sum_over_views(self._sums_of(particle))
+        if state.layout.view_ranks == 1 or state.config.particles.offload:
+            self._step(particle, summed())
+            return
+        particle.optimizer.zero_grad(set_to_none=True)
+        self._begun = particle, summed
+
+    def finish(self) -> None:
+        """Take the step that has begun, if there is one."""
+        if self._begun is not None:
+            (particle, summed), self._begun = self._begun, None
+            self._step(particle, summed())
+
+    def _step(self, particle: OwnedParticle, total: list[Tensor]) -> None:
+        """Take Adam's step of one particle.
+
+        A gradient that is not finite skips the step: the device decides that by itself, and the loop reads of it when it reads at all.
+
+        Args:
+            particle: this rank's.
+            total: its gradients and statistics, summed over the ranks that share it.
+        """
+        state, parameters, statistics = self._state, particle.parameters, particle.theta.statistics
         for statistic in statistics:
             statistic.zero_()  # a rank's own part: left in place, ranks that share the particle would differ by it
         for parameter, gradient in zip(parameters, total, strict=False):
@@ -88,7 +112,7 @@ class ThetaStep:
         self._report.figures["theta/gradient_norm"].append(norm)
         self._report.figures["theta/skipped"].append(is_bad.float())
         self._report.skips.append(Skip(is_bad, particle=particle.id))
-        decay = learning_rate_factor(state.stage.progress(self._index), state.config.final_lr_fraction)
+        decay = learning_rate_factor(state.config, state.stage.progress(self._index))
         start = {group["name"]: group["lr"] for group in particle.theta.parameter_groups()}
         for group in particle.optimizer.param_groups:
             group["lr"] = start[group["name"]] * decay
@@ -166,7 +190,7 @@ def reconstruction_loss(prior: Prior, renders: list[Render], x_0: Tensor) -> Ten
     return (image - decoded).square().flatten(1).mean(1).sum()
 
 
-def learning_rate_factor(progress: float, final_fraction: float) -> float:
-    """Return the factor of theta's learning rates at a progress in [0, 1): 1 until DECAY_BEGINS, then linearly to final_fraction."""
-    decayed = max(0.0, progress - DECAY_BEGINS) / (1.0 - DECAY_BEGINS)
-    return 1.0 - (1.0 - final_fraction) * decayed
+def learning_rate_factor(config: RunConfig, progress: float) -> float:
+    """Return the factor of theta's learning rates at a progress in [0, 1): 1 until lr_decay_begins, then linearly to final_lr_fraction."""
+    decayed = max(0.0, progress - config.lr_decay_begins) / (1.0 - config.lr_decay_begins)
+    return 1.0 - (1.0 - config.final_lr_fraction) * decayed

@@ -62,15 +62,16 @@ def update(state: TrainingState, index: int, measure: bool = False) -> Report:
             for particle in batch.finished:
                 theta_step.take(particle)  # theta <- Adam
         del renders, x_0, noised, cotangents  # the next micro-batch takes their room
-    if phi is None:
-        return report
-    with stopwatch.stage("scores"):
-        join_passes(state, work, shared_pass, draws)
-    with stopwatch.stage("phi"):
-        if shared_pass is not None:
-            shared_pass.take(state, work, index, report)
-            return report
-        batches = in_micro_batches(encoded, work.chosen.phi, state.micro_batch_size)
-        for step in range(config.score.steps_per_update):
-            update_phi(state, work, batches, draws, index, step, report)  # phi <- AdamW on its denoising loss
+    if phi is not None:
+        with stopwatch.stage("scores"):
+            join_passes(state, work, shared_pass, draws)
+        with stopwatch.stage("phi"):
+            if shared_pass is not None:
+                shared_pass.take(state, work, index, report)
+            else:
+                batches = in_micro_batches(encoded, work.chosen.phi, state.micro_batch_size)
+                for step in range(config.score.steps_per_update):
+                    update_phi(state, work, batches, draws, index, step, report)  # phi <- AdamW on its denoising loss
+    with stopwatch.stage("backward"):
+        theta_step.finish()  # a step whose sum was on its way over the ranks that share the particle
     return report
