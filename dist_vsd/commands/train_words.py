@@ -50,8 +50,8 @@ PAGES = Pages(
             "--particles.",
         ),
         "Representations": (
-            "--representation", "--render-size", "--supervise", "--trains", "--final-lr-fraction", "--field.", "--regularization.",
-            "--image.", "--latent.", "--siren.",
+            "--representation", "--render-size", "--supervise", "--trains", "--final-lr-fraction", "--lr-decay-begins", "--field.",
+            "--regularization.", "--image.", "--latent.", "--siren.",
         ),
         "Objectives and priors": (
             "--objective", "--prior", "--guidance-scale", "--negative-prompt", "--timesteps.", "--clip.", "--ancestral.",
