@@ -146,7 +146,7 @@ SCALES = {
     "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
     "tiny": Scale(
         "compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4, num_rounds=1, num_azimuths=4, num_timed_updates=1,
-        objects={"render_size": 16, "field.num_samples": 16}, variety=("ancestral 7.5", "vsd 7.5"),
+        objects={"field.num_samples": 8}, variety=("ancestral 7.5", "vsd 7.5"),
     ),
 }  # fmt: skip
 
