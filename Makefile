@@ -1,5 +1,6 @@
 # make demo   set up, then two particles of "a green duck" on two ranks: about five minutes on two CPU cores
-# make test   set up with what tests need too, then lint and all tests: some ten minutes on two CPU cores
+# make test   set up with what tests need too, then lint and all tests: eight minutes on two CPU cores; on every other Python from 3.10 to
+#             3.14 that is installed the tests of a minute, each in an environment of its own (minutes and gigabytes, once)
 # make quick  the tests of a minute (tests/conftest.py); of another Python: make quick PYTHON=python3.13
 # make compare  every objective on the same prompts, seeds and budget (resumable, some three hours); make compare-quick: 3 prompts
 # make bench-gpu  on a machine with an NVIDIA GPU: what is right, promised and fast there, in under ten minutes (benchmarks/gpu.py)
@@ -16,7 +17,7 @@ RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
 WORKERS := $(shell [ $(CORES) -ge 2 ] && echo 3 || echo 1)
 DEMO := runs/demo
 
-.PHONY: demo test quick gallery compare compare-quick bench-gpu lint clean
+.PHONY: demo test others quick gallery compare compare-quick bench-gpu lint clean
 
 # torch first and pinned: left to the other packages, pip may choose a build with gigabytes of CUDA.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt Makefile
@@ -26,18 +27,26 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
 	touch $@
 
-$(VENV)/.installed_for_tests: $(VENV)/.installed
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test,deepspeed,bench]'
+$(VENV)/.installed_for_quick: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $@
+
+$(VENV)/.installed_for_tests: $(VENV)/.installed_for_quick
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[deepspeed,bench]'
 	touch $@
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch_configs/cpu.yaml --num_processes $(RANKS) \
 		-m dist_vsd train "a green duck" --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
 
-test: $(VENV)/.installed_for_tests lint
+test: $(VENV)/.installed_for_tests lint others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-quick: $(VENV)/.installed_for_tests
+# The environments of the other Pythons; what can't be made is named with its reason, and its tests are skipped.
+others: $(VENV)/.installed_for_tests
+	$(BIN)/python -m tests.pythons
+
+quick: $(VENV)/.installed_for_quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m quick
 
 lint: $(VENV)/.installed_for_tests

@@ -56,7 +56,6 @@ PROMPTS = (
 HARD_PROMPTS = ("a green duck", "a white snowman", "a red chair", "a blue house")
 FREE_PROMPT = "a duck"
 BASELINE = "sds 7.5"  # whose time is the budget of "at equal time"
-TIMED_UPDATES = 4  # of a method before the next one's turn
 SLOWER = 1.1  # by less than this, a method's time counts as equal
 
 # What distinguishes the methods; everything else is the preset's.
@@ -120,6 +119,9 @@ class Scale:
         num_flat_particles: of 2D runs.
         num_samples: of the prior, for distances to them.
         num_rounds: in which the methods take turns to be timed.
+        num_azimuths: of the views that particles are judged by.
+        num_timed_updates: of a method before the next one's turn.
+        objects: further settings of 3D runs.
         parts: that are run unless others are asked for.
         variety: methods of that part.
     """
@@ -132,6 +134,9 @@ class Scale:
     num_flat_particles: int
     num_samples: int = 256
     num_rounds: int = 9
+    num_azimuths: int = 24
+    num_timed_updates: int = 4
+    objects: dict[str, Any] = dataclasses.field(default_factory=dict)
     parts: tuple[str, ...] = ("objects", "equal_time", "variety", "pictures")
     variety: tuple[str, ...] = tuple(VARIETY)
 
@@ -139,8 +144,11 @@ class Scale:
 SCALES = {
     "full": Scale("compare", PROMPTS, (0, 1), 400, 600, 16, parts=tuple(COLUMNS)),
     "quick": Scale("compare_quick", (PROMPTS[5], PROMPTS[7], PROMPTS[9]), (0,), 300, 200, 16),
-    "tiny": Scale("compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4, num_rounds=1, variety=("ancestral 7.5", "vsd 7.5")),
-}
+    "tiny": Scale(
+        "compare_tiny", (PROMPTS[0],), (0,), 4, 2, 2, num_samples=4, num_rounds=1, num_azimuths=4, num_timed_updates=1,
+        objects={"field.num_samples": 8}, variety=("ancestral 7.5", "vsd 7.5"),
+    ),
+}  # fmt: skip
 
 
 def dist_vsd(*words: str) -> None:
@@ -163,18 +171,19 @@ def run_sweep(folder: Path, preset: str, prompts: Iterable[str], seeds: Iterable
     return read_sweep(sweep)
 
 
-def evaluate(sweep: Sweep, num_samples: int, jobs: int) -> list[dict[str, Any]]:
+def evaluate(sweep: Sweep, num_samples: int, num_azimuths: int, jobs: int) -> list[dict[str, Any]]:
     """Return a record of each run, with its method; evaluations that were written are read back.
 
     Args:
         sweep: whose runs are done.
         num_samples: of the prior to compare with; 0: without.
+        num_azimuths: from which 3D particles are looked at.
         jobs: processes; one is this one.
     """
     folders = [sweep.run_dir(run) for run in sweep.runs]
     missing = [folder for folder in folders if not (folder / EVALUATION_FILE).exists()]
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) if jobs > 1 else contextlib.nullcontext() as pool:
-        evaluated = (pool.map if pool else map)(evaluate_folder, missing, itertools.repeat(num_samples))
+        evaluated = (pool.map if pool else map)(evaluate_folder, missing, itertools.repeat(num_samples), itertools.repeat(num_azimuths))
         for number, folder in enumerate(evaluated, 1):
             print(f"[{number}/{len(missing)}] {folder.name}: evaluated", flush=True)
     records = []
@@ -185,10 +194,10 @@ def evaluate(sweep: Sweep, num_samples: int, jobs: int) -> list[dict[str, Any]]:
     return records
 
 
-def evaluate_folder(folder: Path, num_samples: int) -> Path:
+def evaluate_folder(folder: Path, num_samples: int, num_azimuths: int) -> Path:
     """Write the evaluation of a run into its folder, which is returned."""
     torch.set_num_threads(1)  # two processes' threads on two cores wait for one another
-    saved, instruments = open_run(folder), instruments_of(num_samples)
+    saved, instruments = open_run(folder), instruments_of(num_samples, num_azimuths)
     write_record(record_of(saved, evaluate_run(saved, instruments), {"instruments": list(instruments.metrics)}), folder)
     return folder
 
@@ -200,16 +209,17 @@ def seconds_an_update(folder: Path) -> float:
 
 
 @functools.cache
-def instruments_of(num_samples: int) -> Instruments:
+def instruments_of(num_samples: int, num_azimuths: int) -> Instruments:
     """Return all instruments, those that compare with samples of the prior only where there shall be some; kept, with the samples."""
     # t3bench takes longer than all the others together.
     metrics = tuple(name for name in METRICS if name != "t3bench" and (num_samples or name not in ONLY_WHEN_ASKED))
     samples = PriorSamples(num_samples) if num_samples else None
-    return Instruments(metrics=metrics, scorer=ClipScorer.load(), in_embedded_language=True, samples=samples)
+    judges = {"scorer": ClipScorer.load(), "in_embedded_language": True, "samples": samples}
+    return Instruments(metrics=metrics, num_azimuths=num_azimuths, **judges)
 
 
 def relative_seconds(
-    methods: dict[str, dict[str, Any]], baseline: str, prompt: str, common: dict[str, Any], num_rounds: int
+    methods: dict[str, dict[str, Any]], baseline: str, prompt: str, common: dict[str, Any], num_rounds: int, num_updates: int
 ) -> dict[str, float]:
     """Return the time of an update of each method over the baseline's, on one thread.
 
@@ -221,6 +231,7 @@ def relative_seconds(
         prompt: of all.
         common: settings of all.
         num_rounds: of a turn for each.
+        num_updates: of a turn.
     """
     torch.set_num_threads(1)
     keep_freed_memory()  # as `train` does
@@ -230,8 +241,8 @@ def relative_seconds(
         rounds.append({})
         for name, state in states.items():
             begin = time.perf_counter()
-            for i in range(TIMED_UPDATES):
-                update(state, TIMED_UPDATES * index + i)
+            for i in range(num_updates):
+                update(state, num_updates * index + i)
             rounds[-1][name] = time.perf_counter() - begin
     # The first round warms up.
     return {name: statistics.median(turn[name] / turn[baseline] for turn in rounds[1:]) for name in methods}
@@ -243,7 +254,7 @@ def kept_seconds(folder: Path, methods: dict[str, dict[str, Any]], baseline: str
     if not file.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            asked = (methods, baseline, scale.prompts[0], objects_settings(scale), scale.num_rounds)
+            asked = (methods, baseline, scale.prompts[0], objects_settings(scale), scale.num_rounds, scale.num_timed_updates)
             file.write_text(json.dumps(pool.submit(relative_seconds, *asked).result()))
     return json.loads(file.read_text())
 
@@ -258,7 +269,7 @@ def run_objects(scale: Scale, jobs: int) -> dict[str, Any]:
     """Run the part `objects`."""
     common = objects_settings(scale)
     sweep = run_sweep(RUNS / scale.name / "objects", "embedded", scale.prompts, scale.seeds, OBJECTS, common, jobs)
-    records = evaluate(sweep, 0, jobs)
+    records = evaluate(sweep, 0, scale.num_azimuths, jobs)
     draw_objects(sweep, scale.prompts, OBJECTS, DOCS / f"{scale.name}.png")
     return {"records": records, "table": summary(records)}
 
@@ -271,12 +282,12 @@ def run_equal_time(scale: Scale, jobs: int) -> dict[str, Any]:
     methods = {name: OBJECTS[name] | {"num_updates": number} for name, number in updates.items()}
     if not methods:
         return {"records": [], "table": {}, "relative_seconds": times}
-    records = evaluate(run_sweep(folder, "embedded", scale.prompts, scale.seeds, methods, common, jobs), 0, jobs)
+    records = evaluate(run_sweep(folder, "embedded", scale.prompts, scale.seeds, methods, common, jobs), 0, scale.num_azimuths, jobs)
     return {"records": records, "table": summary(records), "relative_seconds": times}
 
 
 def objects_settings(scale: Scale) -> dict[str, Any]:
-    return common_settings(scale.num_updates) | {"num_particles": 2}
+    return common_settings(scale.num_updates) | {"num_particles": 2} | scale.objects
 
 
 def run_options(scale: Scale, jobs: int) -> dict[str, Any]:
@@ -284,7 +295,7 @@ def run_options(scale: Scale, jobs: int) -> dict[str, Any]:
     folder = RUNS / scale.name / "options"
     times = kept_seconds(folder, OPTIONS, next(iter(OPTIONS)), scale)
     sweep = run_sweep(folder, "embedded", HARD_PROMPTS, scale.seeds[:1], OPTIONS, objects_settings(scale), jobs)
-    records = evaluate(sweep, 0, jobs)
+    records = evaluate(sweep, 0, scale.num_azimuths, jobs)
     draw_options(sweep, HARD_PROMPTS, DOCS / f"{scale.name}_options.png")
     return {"records": records, "table": summary(records), "relative_seconds": times}
 
@@ -299,7 +310,7 @@ def run_latents(part: str, seeds: Sequence[int], methods: dict[str, dict[str, An
     """Run a part on latents of the free prompt."""
     common = common_settings(scale.num_flat_updates) | {"num_particles": scale.num_flat_particles}
     sweep = run_sweep(RUNS / scale.name / part, "latent", [FREE_PROMPT], seeds, methods, common, jobs)
-    records = evaluate(sweep, scale.num_samples, jobs)
+    records = evaluate(sweep, scale.num_samples, scale.num_azimuths, jobs)
     draw_flat([sweep], [FREE_PROMPT], DOCS / f"{scale.name}_{part}.png")
     return {"records": records, "table": summary(records)}
 
@@ -321,7 +332,7 @@ def run_pictures(scale: Scale, jobs: int) -> dict[str, Any]:
         common = common_settings(load_preset(preset).num_updates if scale is SCALES["full"] else scale.num_flat_updates)
         folder = RUNS / scale.name / "pictures" / preset
         sweeps.append(run_sweep(folder, preset, PICTURE_PROMPTS, scale.seeds[:1], {preset: {"num_particles": 4}}, common, jobs))
-        records += evaluate(sweeps[-1], 0, jobs)
+        records += evaluate(sweeps[-1], 0, scale.num_azimuths, jobs)
     draw_flat(sweeps, PICTURE_PROMPTS, DOCS / f"{scale.name}_pictures.png")
     return {"records": records, "table": summary(records)}
 

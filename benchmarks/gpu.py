@@ -14,6 +14,7 @@ failed or an item broke, 2 where there is no GPU.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import sys
 import tempfile
@@ -48,11 +49,13 @@ NAMES = ("environment", "kernels", "updates", "promises", "waits", "speed")
 def run_items(items: list[Item], record: dict[str, Any], out: Path, seconds: float) -> None:
     """Run items one after the other, and write the record after each."""
     begin = time.monotonic()
+    gc.freeze()  # what was imported: each item ends with a collection
     for item in items:
         record["items"].append(run_item(item, seconds - (time.monotonic() - begin)))
         record["seconds"] = round(time.monotonic() - begin, 1)
         out.write_text(json.dumps(record, indent=1) + "\n")
         show_item(record["items"][-1])
+    gc.unfreeze()
 
 
 def written(value: Any) -> str:

@@ -1,5 +1,6 @@
 """Fixtures that several files of tests share."""
 
+import gc
 import os
 import tempfile
 from pathlib import Path
@@ -39,21 +40,34 @@ def pytest_configure(config):
 
 
 def pytest_unconfigure(config):
+    gc.unfreeze()  # or libraries take what is left at the end for leaks
     if not hasattr(config, "workerinput"):
         warm_python.remove_folder()
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Leave the other files unread where the class `quick` alone is asked for: it needs neither DeepSpeed nor matplotlib."""
+    is_file_of_tests = collection_path.name.startswith("test_")
+    return True if config.option.markexpr == "quick" and is_file_of_tests and name_of(collection_path) not in QUICK else None
 
 
 def pytest_collection_modifyitems(items):
     """Mark the class `quick`, and begin with what takes the longest."""
     for item in items:
-        if name_of(item) in QUICK:
+        if name_of(item.path) in QUICK:
             item.add_marker("quick")
-    items.sort(key=lambda item: LONGEST.index(name_of(item)) if name_of(item) in LONGEST else len(LONGEST))
+    items.sort(key=lambda item: LONGEST.index(name) if (name := name_of(item.path)) in LONGEST else len(LONGEST))
 
 
-def name_of(item):
-    """Return the name of a test's file: layout of test_layout.py."""
-    return Path(item.path).stem.removeprefix("test_")
+def pytest_collection_finish():
+    """Let no garbage collection look through what was imported: that takes half a second each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def name_of(file):
+    """Return the name of a file of tests: layout of test_layout.py."""
+    return Path(file).stem.removeprefix("test_")
 
 
 @pytest.fixture(scope="session")

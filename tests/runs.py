@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 # A small field and few updates: what these runs show does not depend on their size.
 TINY = [
     "--num-updates", "8", "--checkpoint-every", "4", "--log-every", "1", "--check-every", "1", "--preview-every", "1000",
+    "--render-size", "16",
     "--field.dense-grid.resolutions", "8", "16", "--field.num-samples", "16", "--field.occupancy-every", "2", "--no-turntables",
 ]  # fmt: skip
 # Of a Stable Diffusion preset, one update of two particles on a random prior.

@@ -36,11 +36,12 @@ class Show:
         folder: where it all happens; empty.
         settings: of every run, by dotted name: what makes them small.
         prompts: of the sweep.
+        variables: further ones of the environment.
     """
 
-    def __init__(self, slurm, folder, settings, prompts):
+    def __init__(self, slurm, folder, settings, prompts, variables=None):
         self.slurm, self.folder, self.settings, self.prompts = slurm, Path(folder), settings, prompts
-        self.variables = slurm.environment | on_path() | {"COLUMNS": "120"}
+        self.variables = slurm.environment | on_path() | {"COLUMNS": "120"} | (variables or {})
 
     def play(self, chapters):
         """Run all lines of the chapters, of which the last one is on a sweep; return the results page."""

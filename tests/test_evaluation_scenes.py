@@ -8,11 +8,12 @@ from dist_vsd.config import CameraConfig
 from dist_vsd.evaluation.evaluation import figures_of_pictures
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.multi_face import arcs, count_faces, num_faces
+from dist_vsd.evaluation.overlap import SCALES, Lattice, scene_distance
 from dist_vsd.evaluation.question import WITH_A_FRONT
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import caption
 from dist_vsd.priors.embedded.render import render_object
-from dist_vsd.priors.embedded.scenes import COLORS, NUM_PROPORTIONS
+from dist_vsd.priors.embedded.scenes import COLORS, NUM_PROPORTIONS, OBJECTS
 from dist_vsd.training.prompt import words_of
 from dist_vsd.view_words import VIEW_WORDS
 
@@ -123,3 +124,14 @@ def test_only_the_metrics_that_are_wanted_are_told(turns, instruments):
     few = Instruments(metrics=("clip", "entropy"), scorer=instruments.scorer, in_embedded_language=True)
     assert list(judge(turns["duck"][1][None], "a green duck", few).figures) == ["clip/score", "clip/quality_bits", "clip/variety_bits"]
     assert figures_of_pictures(turns["duck"][1][None], "a green duck", Instruments()).figures == {}
+
+
+@pytest.fixture(scope="module")
+def lattice():
+    return Lattice(1.0)
+
+
+@pytest.mark.parametrize("name", OBJECTS)
+def test_blocks_that_are_left_out_hold_no_point_of_a_scene(lattice, name):
+    for turn_deg, scale in ((0.0, SCALES[0]), (130.0, 1.0), (250.0, SCALES[-1])):
+        assert torch.equal(lattice.inside(name, turn_deg, scale), scene_distance(name, turn_deg, scale, lattice.points) < 0)

@@ -28,7 +28,7 @@ FORKED = [name for name in FOR_GPUS if name not in ("single_gpu", "multi_node")]
 
 REPLACED = {HUB_PRIOR: "the folder of a random prior of the same architecture", "node0": "127.0.0.1"}
 FEWER_RANKS = ["--num_processes", "2"]  # of 8 and 16
-SHORT = [*TINY, "--num-updates", "2", "--checkpoint-every", "2", "--render-size", "16"]
+SHORT = [*TINY, "--num-updates", "2", "--checkpoint-every", "2"]
 
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU runs them as they stand")
 

@@ -1,34 +1,23 @@
-"""Every other Python from 3.10 to 3.14 that is installed here reads the code, and runs the command line up to where it needs torch.
-
-Installing torch for each takes minutes: with DIST_VSD_EACH_PYTHON=1 that is done too, and the class `quick` runs there, by `make quick`.
+"""Every other Python from 3.10 to 3.14 that is installed here compiles all files, runs the command line up to where it needs torch, and
+passes the class `quick` in an environment of its own, which `make test` makes (pythons.py).
 """
 
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests.pythons import MADE, OTHERS, environment_of, find, make_environment
 from tests.runs import ROOT
 
 INSTALLED = Path(pytest.__file__).parent.parent
-OTHERS = [f"3.{minor}" for minor in range(10, 15) if minor != sys.version_info.minor]
 # Of what is installed for this Python, what is written for all of them, and needed before torch is.
 SHARED = (
     "tyro", "typeguard", "docstring_parser", "typing_extensions.py", "yaml", "rich", "markdown_it", "mdurl", "pygments", "safetensors",
 )  # fmt: skip
-
-
-def find(version):
-    """Return an interpreter of a version, on the path or of pyenv, or an empty text."""
-    kept = sorted(Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")).glob(f"versions/{version}.*/bin/python{version}"))
-    for candidate in (*map(str, kept), shutil.which(f"python{version}")):
-        if candidate and subprocess.run([candidate, "-c", ""], capture_output=True).returncode == 0:  # pyenv's own may be empty shims
-            return candidate
-    return ""
 
 
 @pytest.fixture(params=OTHERS)
@@ -61,9 +50,23 @@ def test_another_python_reads_the_command_line_and_refuses_in_one_line(run, tmp_
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.skipif("DIST_VSD_EACH_PYTHON" not in os.environ, reason="installs torch for each; DIST_VSD_EACH_PYTHON=1 asks for it")
-def test_the_quick_class_passes_on_another_python(python):
-    variables = {name: value for name, value in os.environ.items() if not name.startswith(("PYTEST_", "PYTHON", "VIRTUAL_ENV"))}
-    done = subprocess.run(["make", "quick", f"PYTHON={python}"], cwd=ROOT, env=variables, capture_output=True, text=True)
+@pytest.mark.parametrize("version", OTHERS)
+def test_the_quick_class_passes_on_another_python(version):
+    folder = environment_of(version)
+    if not (folder / MADE).exists():
+        pytest.skip(f"no environment of Python {version} here: `make test` makes it, or says why not")
+    ours = ("PYTEST_", "PYTHON", "VIRTUAL_ENV", "DIST_VSD_")
+    variables = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    command = [folder / "bin" / "python", "-m", "pytest", "-m", "quick", "-p", "no:cacheprovider"]
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert re.search(r"\d+ passed", done.stdout)
+
+
+@pytest.mark.skipif(not shutil.which("make"), reason="no make here")
+def test_a_python_that_can_have_no_environment_is_skipped_with_its_reason_in_one_line(tmp_path):
+    python = tmp_path / "python3.99"
+    python.write_text("#!/bin/sh\n[ \"$1\" = -c ] && exit\necho no venv here\necho 'Error: ensurepip is missing'\nexit 1\n")
+    python.chmod(0o755)
+    assert make_environment(str(python), "3.99") == "skipped: Error: ensurepip is missing"
+    assert not environment_of("3.99").exists()

@@ -26,7 +26,7 @@ LAYOUTS = {"2 ranks": {"num_ranks": 2}, "4 ranks": {"num_ranks": 4}, "2 x 2 view
 def prior_words(random_prior):
     """Have all runs that begin here use the random prior, at its size."""
     PRIOR["latent"] = ["--prior", random_prior, "--latent.resolution", "8"]
-    PRIOR["embedded"] = ["--prior", random_prior, "--render-size", "16"]
+    PRIOR["embedded"] = ["--prior", random_prior]
 
 
 def small(arguments):

@@ -27,27 +27,30 @@ from tests.two_views import ROW
 
 CPU, MAIN, SIDE = torch.device("cpu"), "computation", "side"
 ONE_COPY = next(f"device.py:{n}" for n, text in enumerate(inspect.getsource(dist_vsd.device).splitlines(), 1) if "freight.to(" in text)
+# A prior of a few thousand weights has every kind of operation that the embedded one has, and fewer of each.
+FEW = {"prior": "random:tiny"}
 DENSE = {"field": {"num_samples": 8, "dense_grid": {"resolutions": [8]}}, "render_size": 16}
 HASH = {"field": {"num_samples": 8, "encoding": "hash", "hash_grid": {"log2_table_size": 8, "num_levels": 4}}, "render_size": 16}
+LATENT = FEW | {"latent": {"resolution": 8}}
 RUNS = {
     "dense grid": ("embedded", DENSE),
-    "hash grid": ("embedded", HASH),
-    "regularisers": ("embedded", DENSE | {"regularization": {"entropy": 1.0, "weight_entropy": 1.0, "depth_variance": 1.0}}),
-    "tracked origin": ("embedded", {"render_size": 16, "field": DENSE["field"] | {"track_origin": True}}),
-    "learned background": ("embedded", {"render_size": 16, "field": DENSE["field"] | {"background": "learned"}}),
-    "Perp-Neg": ("embedded", DENSE | {"prompting": {"perp_neg": True}}),
-    "SDS": ("embedded-sds", DENSE),
+    "hash grid": ("embedded", FEW | HASH),
+    "regularisers": ("embedded", FEW | DENSE | {"regularization": {"entropy": 1.0, "weight_entropy": 1.0, "depth_variance": 1.0}}),
+    "tracked origin": ("embedded", FEW | {"render_size": 16, "field": DENSE["field"] | {"track_origin": True}}),
+    "learned background": ("embedded", FEW | {"render_size": 16, "field": DENSE["field"] | {"background": "learned"}}),
+    "Perp-Neg": ("embedded", FEW | DENSE | {"prompting": {"perp_neg": True}}),
+    "SDS": ("embedded-sds", FEW | DENSE),
     "CLIP": ("embedded-clip", DENSE),
     "latent": ("latent", {}),
     "image": ("image", {}),
     "siren": ("siren", {}),
     "ancestral": ("latent", {"objective": "ancestral", "ancestral": {"num_steps": 3}}),
     "bf16": ("latent", {"precision": "bf16"}),
-    "one pass of phi serves twice": ("latent", {"score": {"reuse_pass": True}}),
-    "particles that take turns": ("latent", {"num_particles": 3, "particles": {"theta_batch": 1, "phi_batch": 2}}),
-    "in order": ("latent", {"deterministic": True}),
-    "offloaded": ("latent", {"num_particles": 3, "micro_batch_size": 1, "particles": {"offload": True}}),
-    "tiles, budgets, and nothing that is hidden": ("embedded", {"render_size": 16, "field": HASH["field"] | {
+    "one pass of phi serves twice": ("latent", LATENT | {"score": {"reuse_pass": True}}),
+    "particles that take turns": ("latent", LATENT | {"num_particles": 3, "particles": {"theta_batch": 1, "phi_batch": 2}}),
+    "in order": ("latent", LATENT | {"deterministic": True}),
+    "offloaded": ("latent", LATENT | {"num_particles": 3, "micro_batch_size": 1, "particles": {"offload": True}}),
+    "tiles, budgets, and nothing that is hidden": ("embedded", FEW | {"render_size": 16, "field": HASH["field"] | {
         "samples_per_ray": 4, "visible_per_ray": 3, "hidden_below": 1e-4, "tile_points": 100}}),
     "two views together": ("embedded", DENSE | {"prior": "two-views", "num_views": 2}),
 }
@@ -231,7 +234,8 @@ def test_offloaded_particles_travel_beside_the_computation_which_waits_for_each_
 
 
 def test_the_loop_waits_once_where_a_line_is_logged_and_else_never(tmp_path, monkeypatch):
-    monkeypatch.setitem(RUNS, "logged", ("latent", {"num_updates": 6, "log_every": 2, "checkpoint_every": 100, "check_every": 100}))
+    settings = LATENT | {"num_updates": 6, "log_every": 2, "checkpoint_every": 100, "check_every": 100}
+    monkeypatch.setitem(RUNS, "logged", ("latent", settings))
     with OnPaper():
         told, (logged, silent) = looped(state_of("logged", DEVICE), tmp_path, num_updates=5)
     expected, _ = looped(state_of("logged", CPU), tmp_path / "cpu", num_updates=5)
@@ -245,7 +249,7 @@ def test_the_loop_waits_once_where_a_line_is_logged_and_else_never(tmp_path, mon
 
 
 def test_what_the_device_skipped_is_read_before_a_checkpoint_is_saved_though_no_line_is_logged(tmp_path, monkeypatch):
-    settings = {"num_updates": 6, "log_every": 100, "checkpoint_every": 3, "check_every": 100, "num_particles": 1}
+    settings = LATENT | {"num_updates": 6, "log_every": 100, "checkpoint_every": 3, "check_every": 100, "num_particles": 1}
     monkeypatch.setitem(RUNS, "rarely logged", ("latent", settings))
     gradient = vsd.vsd_gradient
     calls = []

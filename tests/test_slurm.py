@@ -16,9 +16,12 @@ from tests.ranks import run_ranks
 from tests.runs import HUB_PRIOR, ROOT, SMALL, TINY, checkpoint
 from tests.show_cluster import Show
 from tests.warm_python import on_path, python
+from tests.warm_server import FAULT
 
 SHORT = ["a green duck", "--num-particles", "2", *TINY]
 ENDLESS = [*SHORT, "--num-updates", "100000"]
+# Jobs that go on until they are stopped, or have to last, rest in every update: they leave the cores to others.
+RESTING = {FAULT: "rank_is_slow"}
 # The guide's two lines for one run; its chapter on many is played whole, below.
 ON_ONE_NODE, ON_TWO_NODES = (line.words for line in lines_of(ROOT / "docs" / "slurm.md", "One run"))
 # Two null devices are a node's GPUs: torch sees none, and the ranks meet on gloo.
@@ -30,15 +33,16 @@ dist-vsd requeue 75 "a green duck" --run-dir stuck
 
 
 def submit(slurm, folder, script, run, *arguments, options=()):
-    """Submit one of slurm/'s scripts for a run; return the job's id."""
-    return submit_line(slurm, folder, ["sbatch", *options, f"slurm/{script}", *arguments], run, [])
+    """Submit one of slurm/'s scripts for a run that rests; return the job's id."""
+    return submit_line(slurm, folder, ["sbatch", *options, f"slurm/{script}", *arguments], run, [], RESTING)
 
 
-def submit_line(slurm, folder, words, run, flags):
+def submit_line(slurm, folder, words, run, flags, variables=None):
     """Submit a run by the words of an sbatch line, for nodes of two GPUs, with further flags of `train`; return the job's id."""
     sbatch, *rest = words
     assert sbatch == "sbatch"
-    return slurm.sbatch("--output=%j.log", "--gpus-per-node=2", *rest, *flags, "--run-dir", run, cwd=folder, environment=on_path())
+    variables = on_path() | (variables or {})
+    return slurm.sbatch("--output=%j.log", "--gpus-per-node=2", *rest, *flags, "--run-dir", run, cwd=folder, environment=variables)
 
 
 def submit_head(slurm, folder, script, run, prior):
@@ -75,10 +79,13 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def slow_jobs(slurm, folder):
-    """Jobs that mostly wait; they begin before the other tests do."""
+    """Jobs that mostly wait; they begin before the other tests do, and take no GPU from them.
+
+    A signal 90 seconds before a limit of two minutes would be due at once, perhaps before the script has its trap.
+    """
     (folder / "stuck.sbatch").write_text(STUCK)
     stuck = slurm.sbatch("--output=%j.log", "--requeue", "--open-mode=append", folder / "stuck.sbatch", cwd=folder, environment=on_path())
-    out_of_time = submit(slurm, folder, "train.sbatch", "timed", *ENDLESS, options=["--time=2", "--signal=B:USR1@90", "--gpus-per-node=1"])
+    out_of_time = submit(slurm, folder, "train.sbatch", "timed", *ENDLESS, options=["--time=2", "--signal=B:USR1@60", "--gpus-per-node=0"])
     return {"stuck": stuck, "out of time": out_of_time}
 
 
@@ -99,7 +106,7 @@ def test_the_heads_line_for_two_nodes_has_four_ranks_that_meet_over_the_network(
 
 
 def test_a_job_that_runs_out_of_time_saves_and_is_requeued(slurm, slow_jobs, folder):
-    """It began before the tests; asked for before the others, since until it is cancelled it takes a core."""
+    """It began before the tests; asked for before one that preempts whatever runs."""
     job = slow_jobs["out of time"]
     slurm.wait_until(lambda: "resumed from update_" in log(folder, job), 180, "the job to go on")
     slurm.run("scancel", job)
@@ -108,8 +115,8 @@ def test_a_job_that_runs_out_of_time_saves_and_is_requeued(slurm, slow_jobs, fol
 
 def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_one_does(slurm, folder):
     """By the guide's line for one node."""
-    flags = [*TINY, "--num-particles", "2", "--num-updates", "40", "--checkpoint-every", "20"]
-    job = submit_line(slurm, folder, ON_ONE_NODE, "preempted", flags)
+    flags = [*TINY, "--num-particles", "2", "--num-updates", "24", "--checkpoint-every", "12"]
+    job = submit_line(slurm, folder, ON_ONE_NODE, "preempted", flags, RESTING)
     slurm.wait_until(lambda: (folder / "preempted/metrics.jsonl").exists(), 120, "the first update")
     urgent = slurm.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1", cwd=folder)
     assert slurm.wait(urgent, "COMPLETED", "FAILED") == "COMPLETED"
@@ -119,14 +126,15 @@ def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_on
     assert outcome(folder, "preempted")["attempt"] == f"{job}.1"
     code, output = run_ranks(["a green duck", *flags, "--run-dir", str(folder / "undisturbed")], num_ranks=2)
     assert code == 0, output
-    one, other = checkpoint(folder / "preempted", 40), checkpoint(folder / "undisturbed", 40)
+    one, other = checkpoint(folder / "preempted", 24), checkpoint(folder / "undisturbed", 24)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
 def test_a_run_on_two_nodes_that_is_asked_to_stop_saves_on_all_ranks_and_is_requeued(slurm, folder):
     """By the guide's line for two nodes."""
-    job = submit_line(slurm, folder, ON_TWO_NODES, "asked", ["--num-particles", "4", *TINY, "--num-updates", "100000"])
+    flags = ["--num-particles", "4", *TINY, "--num-updates", "100000"]
+    job = submit_line(slurm, folder, ON_TWO_NODES, "asked", flags, RESTING)
     wait_for_update(slurm, folder, "asked", 4)
     slurm.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
     slurm.wait_until(lambda: slurm.details(job)["Restarts"] == "1", 60, "the requeue")
@@ -200,11 +208,12 @@ def test_the_lines_in_the_arrays_head_run(slurm, folder):
 
 def test_every_line_of_the_guides_chapter_on_many_runs_works_and_its_preempted_sweep_ends_with_a_page(slurm, folder):
     """An array of 4: a prompt, two seeds, two objectives. Small runs, but long enough to be preempted."""
-    settings = {"num_particles": 1, "num_updates": 40, "field.dense_grid.resolutions": "[8,16]", "field.num_samples": 16}
+    settings = {"num_particles": 1, "num_updates": 16, "log_every": 1, "render_size": 16, "field.num_samples": 16}
+    settings |= {"field.dense_grid.resolutions": "[8,16]"}
     (folder / "chapter").mkdir()
-    show = Show(slurm, folder / "chapter", settings, ["a green duck"])
+    show = Show(slurm, folder / "chapter", settings, ["a green duck"], RESTING)
     page = show.play(["Many runs"])
     runs = json.loads(show.run(["dist-vsd", "sweep", "status", "sweeps/prompts", "--json"], quietly=True))["runs"]
-    assert [(run["state"], run["update"]) for run in runs] == [("done", 40)] * 4
+    assert [(run["state"], run["update"]) for run in runs] == [("done", 16)] * 4
     assert list((folder / "chapter/sweeps").rglob("requeues.json")), "no task was preempted"
     assert all(run["id"] in page.read_text() for run in runs)

@@ -3,6 +3,7 @@
 import csv
 import json
 import re
+import sys
 
 import pytest
 
@@ -65,9 +66,16 @@ def test_any_prompt_comes_through_every_kind_of_file_as_it_is(tmp_path):
     lines = [prompt for prompt in ODD_PROMPTS if "\n" not in prompt]
     assert texts(write(tmp_path, "p.txt", "\n".join(lines))) == lines
     assert texts(write(tmp_path, "p.jsonl", "\n".join(json.dumps({"prompt": prompt}) for prompt in ODD_PROMPTS))) == ODD_PROMPTS
+    in_tables = [prompt for prompt in ODD_PROMPTS if "\0" not in prompt or sys.version_info >= (3, 11)]  # 3.10's csv knows no NUL
     with open(tmp_path / "p.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["prompt"], *([prompt] for prompt in ODD_PROMPTS)])
-    assert texts(tmp_path / "p.csv") == ODD_PROMPTS
+        csv.writer(file).writerows([["prompt"], *([prompt] for prompt in in_tables)])
+    assert texts(tmp_path / "p.csv") == in_tables
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11), reason="from Python 3.11 on a table may hold NUL")
+def test_a_table_with_nul_is_refused_with_its_line_where_python_cannot_read_it(tmp_path):
+    with pytest.raises(ValueError, match=r"p.csv, line 2: not a row of a table \(line contains NUL\): mend it"):
+        read_prompts(write(tmp_path, "p.csv", "prompt\na\0duck\n"))
 
 
 def test_any_prompt_gives_a_short_safe_run_id_of_its_own():

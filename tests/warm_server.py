@@ -28,6 +28,7 @@ READ_AT_IMPORT = (
 )  # fmt: skip
 FREE = ("PYTHONUNBUFFERED", "PYTHON_EXEC", "TORCH_CPP_LOG_LEVEL", "DS_ACCELERATOR")  # set by dist_vsd itself, or of no effect
 PR_SET_PDEATHSIG = 1
+FAULT = "DIST_VSD_TESTS_FAULT"  # of faults.py, for every `dist_vsd train` that is told of it, such as those of a Slurm job
 LOOK_SECONDS = 1.0
 
 
@@ -227,6 +228,8 @@ def run(words):
         exec(words[1], {"__name__": "__main__"})
     elif words[0] == "-m":
         sys.argv, sys.path[0] = words[1:], os.getcwd()
+        if FAULT in os.environ and words[1:3] == ["dist_vsd", "train"]:
+            importlib.import_module("tests.faults").FAULTS[os.environ[FAULT]](True)
         runpy.run_module(words[1], run_name="__main__", alter_sys=True)
     else:
         sys.argv, sys.path[0] = words, str(Path(words[0]).resolve().parent)
