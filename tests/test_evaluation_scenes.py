@@ -8,7 +8,7 @@ from dist_vsd.config import CameraConfig
 from dist_vsd.evaluation.evaluation import figures_of_pictures
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.multi_face import arcs, count_faces, num_faces
-from dist_vsd.evaluation.question import WITH_A_FRONT
+from dist_vsd.priors.embedded.scenes import WITH_A_FRONT
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import caption
 from dist_vsd.priors.embedded.render import render_object
