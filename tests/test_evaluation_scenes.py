@@ -8,11 +8,10 @@ from dist_vsd.config import CameraConfig
 from dist_vsd.evaluation.evaluation import figures_of_pictures
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.multi_face import arcs, count_faces, num_faces
-from dist_vsd.priors.embedded.scenes import WITH_A_FRONT
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import caption
 from dist_vsd.priors.embedded.render import render_object
-from dist_vsd.priors.embedded.scenes import COLORS, NUM_PROPORTIONS
+from dist_vsd.priors.embedded.scenes import COLORS, NUM_PROPORTIONS, WITH_A_FRONT
 from dist_vsd.training.prompt import words_of
 from dist_vsd.view_words import VIEW_WORDS
 

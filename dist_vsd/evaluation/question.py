@@ -11,7 +11,6 @@ from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS, WITH_A_FRONT
 from dist_vsd.view_words import VIEW_WORDS
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Words:
     """A caption of the embedded prior's closed language.

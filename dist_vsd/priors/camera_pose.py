@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras
 
-POSE_WIDTH = 16
-
 
 def camera_pose(cameras: Cameras) -> Tensor:
-    """Return (B, POSE_WIDTH) poses: camera-to-world matrices, flattened, their translation at unit length (MVDream, Shi et al. 2023, section 3.2).
+    """Return (B, 16) poses: camera-to-world matrices, flattened, their translation at unit length.
 
-    So the pose says from which side, and not from how far. Cameras that are dropped, all zeros, have zeros.
+    As MVDream's (Shi et al. 2023, section 3.2; its own code normalises the translation): so the pose says from
+    which side, and not from how far. Cameras that are dropped, all zeros, have zeros.
     """
-    c2w = cameras.c2w.clone()
-    c2w[:, :3, 3] = nn.functional.normalize(c2w[:, :3, 3], dim=1)
-    return c2w.flatten(1)
+    axes, translation = cameras.c2w[..., :3], cameras.c2w[..., 3]
+    unit = torch.cat([nn.functional.normalize(translation[:, :3], dim=1), translation[:, 3:]], 1)
+    return torch.cat([axes, unit[..., None]], 2).flatten(1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from dist_vsd.priors.attention import use_attention
-from dist_vsd.priors.camera_pose import POSE_WIDTH, camera_pose
+from dist_vsd.priors.camera_pose import camera_pose
 from dist_vsd.priors.embedded.captions import NORMAL_MAP, vocabulary, write_tokenizer
 from dist_vsd.priors.embedded.losses import tokenize
 from dist_vsd.priors.embedded.networks import build_scheduler, build_tokenizer
@@ -27,14 +27,13 @@ from dist_vsd.priors.embedded.recipe_config import NUM_HELD_OUT_GROUP_SHARDS, Mu
 from dist_vsd.priors.embedded.stage import LossFunction, StageSettings, train_stage
 from dist_vsd.priors.embedded.view_groups import (
     NORMAL_EVERY,
-    NUM_VIEWS,
     ViewGroups,
     cameras_of,
     draw_captions,
     read_shards,
     write_shard,
 )
-from dist_vsd.priors.pipeline_folder import FACTS_FILE
+from dist_vsd.priors.pipeline_folder import FACTS_FILE, POSE_WIDTH, VIEWS_TOGETHER
 
 Report = Callable[[str, int, int, dict[str, float]], None]
 
@@ -87,7 +86,7 @@ def start_networks(base: Path, folder: Path) -> MultiViewNetworks:
     unet.load_state_dict(pretrained.state_dict(), strict=False)
     torch.nn.init.zeros_(unet.class_embedding.linear_2.weight)
     torch.nn.init.zeros_(unet.class_embedding.linear_2.bias)
-    use_attention(unet, "sdpa", NUM_VIEWS)
+    use_attention(unet, "sdpa", VIEWS_TOGETHER)
     vae = AutoencoderKL.from_pretrained(base / "vae", use_safetensors=True, local_files_only=True).float()
     return MultiViewNetworks(tokenizer, text_encoder, unet, vae.requires_grad_(False).eval())
 
@@ -140,7 +139,7 @@ def multi_view_loss(networks: MultiViewNetworks, groups: ViewGroups, batch: int,
             words, without_camera = draw_captions(groups.subjects[index], cameras, NORMAL_MAP if normal else None, generator)
             captions += words
             poses.append(camera_pose(cameras.dropped() if without_camera else cameras))
-        t = draw_t(batch, len(alphas_cumprod), generator).repeat_interleave(NUM_VIEWS).to(device)
+        t = draw_t(batch, len(alphas_cumprod), generator).repeat_interleave(VIEWS_TOGETHER).to(device)
         eps = torch.randn(x_0.shape, generator=generator).to(device)
         alpha_t, sigma_t = (value[:, None, None, None] for value in (alphas_cumprod[t].sqrt(), (1 - alphas_cumprod[t]).sqrt()))
         x_t = (alpha_t * x_0 + sigma_t * eps).to(memory_format=torch.channels_last)
@@ -202,5 +201,5 @@ def write_multi_view(networks: MultiViewNetworks, facts: dict, folder: Path) -> 
         requires_safety_checker=False,
     )
     pipeline.to("cpu", torch.float16).save_pretrained(folder)
-    facts = facts | {"vocabulary": vocabulary(NORMAL_MAP), "views_per_shot": NUM_VIEWS}
+    facts = facts | {"vocabulary": vocabulary(NORMAL_MAP), "views_per_shot": VIEWS_TOGETHER}
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")

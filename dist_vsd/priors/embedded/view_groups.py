@@ -27,9 +27,9 @@ from dist_vsd.priors.embedded.pictures import (
 )
 from dist_vsd.priors.embedded.render import render_channels
 from dist_vsd.priors.embedded.scenes import COLORS, NUM_PROPORTIONS, OBJECTS, WITH_A_FRONT
+from dist_vsd.priors.pipeline_folder import VIEWS_TOGETHER
 from dist_vsd.serialization import read_tensors, write_tensors
 
-NUM_VIEWS = 4
 NORMAL_EVERY = 4  # groups, of which the first has normal maps too
 SHARD_UNIT = 10  # groups of an object in a shard; those with a front are drawn twice as often
 DROP_ALL, DROP_VIEW, DROP_COLOR = 0.10, 0.50, 0.20
@@ -38,7 +38,7 @@ DROP_CAMERA = 0.60  # of the empty captions: the unconditional branch of guidanc
 
 @dataclasses.dataclass(frozen=True)
 class ViewGroups:
-    """N groups of NUM_VIEWS views.
+    """N groups of VIEWS_TOGETHER views.
 
     Attributes:
         color: (N, V, 2, 4, h, w) fp16, posterior means and standard deviations of the shaded pictures, unscaled.
@@ -57,9 +57,9 @@ class ViewGroups:
 
 
 def cameras_of(drawn: Tensor) -> Cameras:
-    """Return the G NUM_VIEWS cameras of (G, 4) rows of ViewGroups.cameras, group by group."""
-    azimuth_deg, elevation_deg, distance, fov_deg = drawn.repeat_interleave(NUM_VIEWS, 0).unbind(1)
-    quarter = torch.arange(NUM_VIEWS).repeat(len(drawn)) * (360.0 / NUM_VIEWS)
+    """Return the G VIEWS_TOGETHER cameras of (G, 4) rows of ViewGroups.cameras, group by group."""
+    azimuth_deg, elevation_deg, distance, fov_deg = drawn.repeat_interleave(VIEWS_TOGETHER, 0).unbind(1)
+    quarter = torch.arange(VIEWS_TOGETHER).repeat(len(drawn)) * (360.0 / VIEWS_TOGETHER)
     return look_at_origin(azimuth_deg + quarter, elevation_deg, distance, fov_deg)
 
 
@@ -97,11 +97,11 @@ def make_shard(seed: int, shard: int, vae: AutoencoderKL) -> ViewGroups:
         drawn = _draw_cameras(count, generator)
         proportions = torch.rand(count, NUM_PROPORTIONS, generator=generator) * 2 - 1
         colors = [list(COLORS)[i] for i in torch.randint(len(COLORS), (count,), generator=generator).tolist()]
-        each = [color for color in colors for _ in range(NUM_VIEWS)]
-        shaded, normals = render_channels(name, each, proportions.repeat_interleave(NUM_VIEWS, 0), cameras_of(drawn), IMAGE_SIZE)
+        each = [color for color in colors for _ in range(VIEWS_TOGETHER)]
+        shaded, normals = render_channels(name, each, proportions.repeat_interleave(VIEWS_TOGETHER, 0), cameras_of(drawn), IMAGE_SIZE)
         first = -len(subjects) % NORMAL_EVERY
         color.append(_encoded(vae, shaded))
-        normal.append(_encoded(vae, normals.unflatten(0, (count, NUM_VIEWS))[first::NORMAL_EVERY].flatten(0, 1)))
+        normal.append(_encoded(vae, normals.unflatten(0, (count, VIEWS_TOGETHER))[first::NORMAL_EVERY].flatten(0, 1)))
         cameras.append(drawn)
         subjects += [(name, color) for color in colors]
     return ViewGroups(torch.cat(color), torch.cat(normal), torch.cat(cameras), subjects)
@@ -110,7 +110,7 @@ def make_shard(seed: int, shard: int, vae: AutoencoderKL) -> ViewGroups:
 def _encoded(vae: AutoencoderKL, images: Tensor) -> Tensor:
     """Return (G, V, 2, 4, h, w) posteriors of (G V, 3, H, W) images in [0, 1]."""
     posterior = vae.encode(images * 2 - 1).latent_dist
-    return torch.stack([posterior.mean, posterior.std], 1).half().unflatten(0, (-1, NUM_VIEWS))
+    return torch.stack([posterior.mean, posterior.std], 1).half().unflatten(0, (-1, VIEWS_TOGETHER))
 
 
 def _shard_file(folder: Path, shard: int) -> Path:
