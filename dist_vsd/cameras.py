@@ -8,6 +8,7 @@ configuration and in this module's arguments named ``*_deg``; radians in code.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -40,9 +41,18 @@ class Cameras:
         """Return the same cameras on a device."""
         return Cameras(*(getattr(self, f.name).to(device, dtype) for f in dataclasses.fields(self)))
 
+    def tensors(self) -> tuple[Tensor, ...]:
+        """Return the fields, which ``of_tensors`` takes."""
+        return tuple(getattr(self, f.name) for f in dataclasses.fields(self))
+
+    @staticmethod
+    def of_tensors(tensors: Sequence[Tensor]) -> Cameras | None:
+        """Return the cameras of ``tensors()``; None of nothing."""
+        return Cameras(*tensors) if tensors else None
+
     def dropped(self) -> Cameras:
         """Return zeros instead, which say to a prior that knows cameras that there is none."""
-        return Cameras(*(torch.zeros_like(getattr(self, f.name)) for f in dataclasses.fields(self)))
+        return Cameras(*map(torch.zeros_like, self.tensors()))
 
     @staticmethod
     def none(count: int, device: torch.device | str = "cpu") -> Cameras:

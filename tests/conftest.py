@@ -80,6 +80,14 @@ def slurm(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def four_views(tmp_path_factory):
+    """The folder of a random prior of a few thousand weights that scores four views together."""
+    from tests.tiny_pipelines import write_multi_view
+
+    return str(write_multi_view(tmp_path_factory.mktemp("four_views") / "pipeline"))
+
+
+@pytest.fixture(scope="session")
 def random_prior(tmp_path_factory):
     """The folder of a random Stable Diffusion 2.1-base of a few thousand weights."""
     from tests.tiny_pipelines import build_pipeline

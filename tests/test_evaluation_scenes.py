@@ -9,11 +9,10 @@ from dist_vsd.evaluation.evaluation import figures_of_pictures
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.evaluation.multi_face import arcs, count_faces, num_faces
 from dist_vsd.evaluation.overlap import SCALES, Lattice, scene_distance
-from dist_vsd.evaluation.question import WITH_A_FRONT
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import caption
 from dist_vsd.priors.embedded.render import render_object
-from dist_vsd.priors.embedded.scenes import COLORS, NUM_PROPORTIONS, OBJECTS
+from dist_vsd.priors.embedded.scenes import COLORS, NUM_PROPORTIONS, OBJECTS, WITH_A_FRONT
 from dist_vsd.training.prompt import words_of
 from dist_vsd.view_words import VIEW_WORDS
 

@@ -1,5 +1,6 @@
 """Random models of a few thousand weights in the architectures of Stable Diffusion 1.x, 2.x and XL, and their original (LDM) layout."""
 
+import json
 import re
 import shutil
 
@@ -8,7 +9,7 @@ from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, Sta
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from dist_vsd.priors.embedded.captions import MAX_TOKENS, write_tokenizer
+from dist_vsd.priors.embedded.captions import MAX_TOKENS, vocabulary, write_tokenizer
 
 ARCHITECTURES = ("sd1", "sd2", "sd2_v", "sdxl")
 WIDTH, WIDTH_2, LATENT_SIZE = 16, 24, 8
@@ -71,6 +72,18 @@ def build_pipeline(architecture, folder):
         return StableDiffusionXLPipeline(**parts, add_watermarker=False)
     parts["text_encoder"] = build_text_encoder(tokenizer, WIDTH, activation="quick_gelu" if architecture == "sd1" else "gelu")
     return StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+
+
+def write_multi_view(folder):
+    """Write a random prior of four views: 1.x's architecture, told cameras, with the vocabulary and the facts of this program's recipes."""
+    parts = folder.parent / f"{folder.name}_parts"
+    pipeline = build_pipeline("sd1", parts)
+    torch.manual_seed(7)
+    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
+    pipeline.register_modules(unet=UNet2DConditionModel.from_config({**pipeline.unet.config, **camera}).eval())
+    pipeline.save_pretrained(folder)
+    (folder / "dist_vsd.json").write_text(json.dumps({"vocabulary": vocabulary(), "views_per_shot": 4}))
+    return folder
 
 
 def copy_configs(folder, destination):

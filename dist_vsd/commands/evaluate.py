@@ -185,7 +185,7 @@ def choose_instruments(
     from dist_vsd.evaluation.question import ask
     from dist_vsd.priors.clip import ClipScorer
     from dist_vsd.priors.clip_folder import clip_for
-    from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
+    from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDERS
 
     dino = DinoEncoder.load(Path(parsed.dino), device) if parsed.dino else None
     lpips = Lpips.load(Path(parsed.lpips), device) if parsed.lpips else None
@@ -197,7 +197,7 @@ def choose_instruments(
         folder = clip_for(config.prior, named)
         if folder not in scorers:
             scorers[folder] = ClipScorer.load(folder, device)
-        is_embedded = config.prior == EMBEDDED_NAME
+        is_embedded = config.prior in EMBEDDED_FOLDERS
         # Without a file, other priors' prompts are told from one another; the embedded language is its own set.
         others = prompts or (() if is_embedded else tuple(dict.fromkeys(other.config.prompt for other in runs)))
         scorer = scorers[folder]

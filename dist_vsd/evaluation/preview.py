@@ -20,7 +20,7 @@ from dist_vsd.export.turntable import render_views
 from dist_vsd.image_files import enlarge, tile, write_mp4, write_png
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.clip_folder import clip_for
-from dist_vsd.priors.pipeline_folder import EMBEDDED_NAME
+from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDERS
 from dist_vsd.reporting.reporter import Reporter
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.training.prompt import words_of
@@ -105,7 +105,7 @@ class Panel:
         self._state = state
         config = state.config
         poses = ([], 0) if config.is_flat else (words_of(preview_cameras(state, NUM_JUDGED), config.camera), NUM_JUDGED)
-        self._question = ask(config.prompt, (), config.prior == EMBEDDED_NAME, *poses)
+        self._question = ask(config.prompt, (), config.prior in EMBEDDED_FOLDERS, *poses)
         self._judge = ClipJudge(ClipScorer.load(clip, state.prior.device), self._question)
 
     def figures(self, views: list[Tensor]) -> dict[str, float]:

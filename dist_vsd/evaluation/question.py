@@ -7,12 +7,8 @@ import functools
 from collections.abc import Sequence
 
 from dist_vsd.priors.embedded.captions import caption
-from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
+from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS, WITH_A_FRONT
 from dist_vsd.view_words import VIEW_WORDS
-
-# Of the embedded prior's objects, those that look different from the front and from behind. The embedded CLIP finds the right view words of
-# 82 % of held-out renders of these (384, front, side, back and overhead), and of 61 % of the others.
-WITH_A_FRONT = ("mug", "duck", "snowman", "car", "chair", "house")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dist_vsd.priors.hub import download, is_hub_id
 from dist_vsd.priors.pipeline_files import check_tokenizer, read_json, weight_files
-from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER, EMBEDDED_NAME
+from dist_vsd.priors.pipeline_folder import EMBEDDED_FOLDER, EMBEDDED_FOLDERS
 
 EMBEDDED_CLIP_FOLDER = EMBEDDED_FOLDER / "clip"
 FILES = (
@@ -50,7 +50,7 @@ def clip_beside(prior: str) -> Path | None:
     Args:
         prior: its name, as --prior takes it.
     """
-    folder = EMBEDDED_CLIP_FOLDER if prior == EMBEDDED_NAME else Path(prior.rpartition("+")[2]).expanduser() / "clip"
+    folder = EMBEDDED_CLIP_FOLDER if prior in EMBEDDED_FOLDERS else Path(prior.rpartition("+")[2]).expanduser() / "clip"
     return folder if folder.is_dir() else None
 
 

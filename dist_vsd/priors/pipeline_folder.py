@@ -15,8 +15,11 @@ from dist_vsd.priors.hub import download, is_hub_id
 from dist_vsd.priors.known import instead_of, require_named
 from dist_vsd.priors.pipeline_files import LDM_PREFIXES, check_tokenizer, find_variant, read_json, read_shapes, weight_files
 
-EMBEDDED_NAME = "embedded"
+EMBEDDED_NAME, MULTI_VIEW_NAME = "embedded", "embedded-multiview"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
+# The priors that ship, all of the same world and of the same CLIP.
+EMBEDDED_FOLDERS = {EMBEDDED_NAME: EMBEDDED_FOLDER, MULTI_VIEW_NAME: EMBEDDED_FOLDER.with_name("multi_view_weights")}
+VIEWS_TOGETHER = 4  # that a multi-view prior scores as one sample
 STABLE_DIFFUSION, STABLE_DIFFUSION_XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
 # Components with weights, and the stem of their weight files.
 WEIGHTED = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
@@ -29,8 +32,12 @@ FIRST_TENSORS = {"unet": "conv_in.weight", "vae": "encoder.conv_in.weight"}
 FIRST_TENSORS |= dict.fromkeys(("text_encoder", "text_encoder_2"), "token_embedding.weight")
 LDM_FIRST_OF_UNET = "model.diffusion_model.input_blocks.0.0.weight"
 FACTS_FILE = "dist_vsd.json"
+POSE_WIDTH = 16  # a flattened camera-to-world matrix
 SDXL_LATENT_SCALE = 8  # pixels of a latent's side, in every SDXL
-HOW_TO_NAME = "give 'embedded', a pipeline folder, FILE.safetensors or FILE.safetensors+FOLDER, or a hub id (ORGANISATION/NAME[@REVISION])"
+HOW_TO_NAME = (
+    "give 'embedded', 'embedded-multiview', a pipeline folder, FILE.safetensors or FILE.safetensors+FOLDER, or a hub id "
+    "(ORGANISATION/NAME[@REVISION])"
+)
 _SINGLE_FILE = re.compile(r"(?P<file>.*\.safetensors)(\+(?P<configs>.+))?", re.IGNORECASE)
 
 
@@ -41,7 +48,8 @@ class PipelineFolder:
     Attributes:
         path: of the folder with its configurations and tokenizers, and, unless there is a single file, its weights.
         variants: for each weighted component, the variant of its files ("fp16") or None.
-        facts: of FACTS_FILE, which only the embedded prior has: its vocabulary and the cameras it was trained on.
+        facts: of FACTS_FILE, which only priors of this program's recipes have: their vocabulary, the cameras that they were trained on, and
+            how many views they score together (views_per_shot), if more than one.
         kind: STABLE_DIFFUSION or STABLE_DIFFUSION_XL.
         single_file: with the weights of all components in the original layout, or None.
         zeros_for_empty_prompt: whether the empty negative prompt stands for zeros, not for its embedding.
@@ -82,14 +90,14 @@ def find_pipeline(prior: str) -> PipelineFolder:
     the base model that its tensors tell, from the hub or its cache.
 
     Args:
-        prior: "embedded", the path of a folder, FILE.safetensors, FILE.safetensors+FOLDER, or a hub id ("organisation/name", or
-            "organisation/name@revision" to pin a branch, tag or commit).
+        prior: "embedded" or "embedded-multiview", the path of a folder, FILE.safetensors, FILE.safetensors+FOLDER, or a hub id
+            ("organisation/name", or "organisation/name@revision" to pin a branch, tag or commit).
 
     Raises:
         ValueError: it is missing, incomplete, damaged or of another kind.
     """
-    if prior == EMBEDDED_NAME:
-        return _check_folder(EMBEDDED_FOLDER, prior)
+    if prior in EMBEDDED_FOLDERS:
+        return _check_folder(EMBEDDED_FOLDERS[prior], prior)
     require_named(prior)
     single = _SINGLE_FILE.fullmatch(prior)
     try:
@@ -147,9 +155,38 @@ def _check_folder(path: Path, prior: str) -> PipelineFolder:
     variants = {component: find_variant(path / component, WEIGHTED[component], prior) for component in folder.variants}
     facts = read_json(path / FACTS_FILE, prior) if (path / FACTS_FILE).exists() else {}
     folder = dataclasses.replace(folder, variants=variants, facts=facts)
+    shapes = {component: read_shapes(folder.files(component), prior) for component in variants}
     for component in variants:
-        _check_shapes(read_shapes(folder.files(component), prior), component, path, prior)
+        _check_shapes(shapes[component], component, path, prior)
+    _check_views(folder, shapes["unet"], prior)
     return folder
+
+
+def _check_views(folder: PipelineFolder, shapes: dict[str, tuple[int, ...]], prior: str) -> None:
+    """Refuse a multi-view prior whose UNet takes no cameras, or one that takes them and does not say how many views belong together."""
+    views = folder.facts.get("views_per_shot", 1)
+    config = read_json(folder.path / "unet" / "config.json", prior)
+    takes_cameras = config.get("class_embed_type") == "projection"
+    if views not in (1, VIEWS_TOGETHER):
+        raise ValueError(f"prior {prior!r} scores {views!r} views together ({FACTS_FILE}): {VIEWS_TOGETHER} can be used, or 1")
+    if takes_cameras != (views > 1):
+        told = "takes cameras" if takes_cameras else "takes no cameras (class_embed_type)"
+        raise ValueError(f"prior {prior!r} is damaged: its unet {told}, {FACTS_FILE} has views_per_shot {views}; copy it anew")
+    found, width = shapes.get("class_embedding.linear_1.weight", (0, 0))[1:], config.get("projection_class_embeddings_input_dim")
+    if takes_cameras and found != (POSE_WIDTH,):
+        raise ValueError(
+            f"prior {prior!r} is damaged: its unet's camera (class_embedding.linear_1.weight) takes {found[0]} numbers, its configuration "
+            f"says {width}, a pose has {POSE_WIDTH}; copy it anew"
+        )
+
+
+def is_multi_view(prior: str) -> bool:
+    """Say whether a name means a prior that scores several views together, by FACTS_FILE alone; whether it is whole is asked later."""
+    try:
+        folder = EMBEDDED_FOLDERS.get(prior) or Path(prior).expanduser()
+        return read_json(folder / FACTS_FILE, prior).get("views_per_shot", 1) != 1
+    except (ValueError, OSError, RuntimeError):  # no folder, or none of this program's
+        return False
 
 
 def _check_single_file(file: Path, configs: str | None, prior: str) -> PipelineFolder:

@@ -101,7 +101,7 @@ class Network(Protocol):
         adapted: names (or their ends) of the linear layers and convolutions beside which LoRA may stand, by what score.targets calls them.
         time_embedding: the module whose (B, time_width) output conditions every layer on t, to which phi adds its camera's.
         time_width: of that.
-        can_be_replayed: whether it calls the same operations whatever its inputs' numbers, and knows no cameras (see priors/replay.py).
+        can_be_replayed: whether it calls the same operations whatever its inputs' numbers (see priors/replay.py).
     """
 
     process: Process

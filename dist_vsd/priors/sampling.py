@@ -12,6 +12,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor
 
+from dist_vsd.cameras import Cameras, turntable
 from dist_vsd.diffusion.process import Process, VariancePreserving, shifted
 from dist_vsd.priors.prior import Prior, TextEmbeddings, eps_pretrain, guided_prediction
 
@@ -68,7 +69,15 @@ def build_scheduler(
 
 
 @torch.no_grad()
-def sample(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guidance_scale: float, sampler: str = "") -> Tensor:
+def sample(
+    prior: Prior,
+    y: TextEmbeddings,
+    noise: Tensor,
+    num_steps: int,
+    guidance_scale: float,
+    sampler: str = "",
+    cameras: Cameras | None = None,
+) -> Tensor:
     """Follow the prior's probability flow from noise to samples.
 
     Args:
@@ -78,6 +87,7 @@ def sample(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guida
         num_steps: calls of the network.
         guidance_scale: s; with Perp-Neg where ``y`` has negatives.
         sampler: one that follows the prior's process; empty: its default.
+        cameras: B, for a prior that knows cameras (see Prior.predict).
 
     Returns:
         x_0, like ``noise``.
@@ -87,22 +97,24 @@ def sample(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guida
     """
     sampler = check_sampler(prior.process, num_steps, sampler)
     if sampler == "euler":
-        return _euler(prior, y, noise, num_steps, guidance_scale)
+        return _euler(prior, y, noise, num_steps, guidance_scale, cameras)
     scheduler = build_scheduler(prior.process, num_steps, sampler, noise.device)
     x_t = noise
     for t in scheduler.timesteps:
-        eps = eps_pretrain(prior, x_t, t.expand(len(x_t)), y, guidance_scale)
+        eps = eps_pretrain(prior, x_t, t.expand(len(x_t)), y, guidance_scale, cameras)
         x_t = scheduler.step(eps, t, x_t).prev_sample
     return x_t
 
 
-def _euler(prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guidance_scale: float) -> Tensor:
+def _euler(
+    prior: Prior, y: TextEmbeddings, noise: Tensor, num_steps: int, guidance_scale: float, cameras: Cameras | None
+) -> Tensor:
     """Follow a rectified flow, x <- x + (s' - s) v, in steps that are even before its shift (Liu et al. 2022)."""
     times = shifted(torch.linspace(1.0, 0.0, num_steps + 1, dtype=torch.float64), prior.process.shift).tolist()
     x_t = noise
     for s, s_next in zip(times, times[1:], strict=False):
         t = torch.full((len(x_t),), s, dtype=torch.float32, device=x_t.device)
-        x_t = x_t + (s_next - s) * guided_prediction(prior, x_t, t, y, guidance_scale)
+        x_t = x_t + (s_next - s) * guided_prediction(prior, x_t, t, y, guidance_scale, cameras)
     return x_t
 
 
@@ -114,23 +126,33 @@ def sample_images(
     guidance_scale: float,
     seeds: Sequence[int],
     sampler: str = "",
+    cameras: Cameras | None = None,
 ) -> Tensor:
-    """Draw one picture for each prompt.
+    """Draw one sample for each prompt: a picture, or the views of a shot.
 
     Args:
         prior: to draw from.
-        prompts: B texts.
+        prompts: B texts; or B V, one for each view of each sample.
         num_steps: of the sampler.
         guidance_scale: classifier-free guidance s.
-        seeds: B seeds; a picture depends on its prompt and its seed alone.
+        seeds: B seeds; a sample depends on its prompts, its cameras and its seed alone.
         sampler: one that follows the prior's process; empty: its default.
+        cameras: V, from which each sample is seen, for a prior that knows cameras; None: a turn around the object, the front first.
 
     Returns:
-        (B, 3, H, W) in [0, 1] on the CPU.
+        (B V, 3, H, W) in [0, 1] on the CPU, sample by sample; V is 1 for most priors.
 
     Raises:
         ValueError: as of sample(), or a prompt that the prior can't read.
     """
-    noise = torch.stack([torch.randn(prior.latent_shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    x_0 = sample(prior, prior.embed(prompts), noise.to(prior.device), num_steps, guidance_scale, sampler)
+    num_views = prior.views_per_shot
+    shapes = (num_views, *prior.latent_shape)
+    noise = torch.cat([torch.randn(shapes, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    if len(prompts) != len(noise):
+        prompts = [prompt for prompt in prompts for _ in range(num_views)]
+    seen_from = None
+    if prior.knows_cameras:
+        turn = cameras or turntable(num_views, elevation_deg=15.0, distance=2.9, fov_deg=41.0)
+        seen_from = Cameras.cat([turn] * len(seeds)).to(prior.device)
+    x_0 = sample(prior, prior.embed(prompts), noise.to(prior.device), num_steps, guidance_scale, sampler, seen_from)
     return prior.decode(x_0).cpu()

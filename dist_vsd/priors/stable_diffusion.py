@@ -66,7 +66,7 @@ class DenoisingUnet(nn.Module):
         self.unet.enable_gradient_checkpointing(through)
 
     def forward(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
-        """Predict eps or v of (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype. It knows no cameras.
+        """Predict eps or v of (B, 4, h, w) latents at (B,) timesteps given B texts; of x_t's dtype.
 
         XL's also wants the pooled text and its micro-conditioning (Podell et al. 2023, section 2.2): the size that the picture had,
         where it was cropped, and the size it has; a picture is told to have its own size and no crop.
@@ -77,13 +77,17 @@ class DenoisingUnet(nn.Module):
             height, width = (SDXL_LATENT_SCALE * side for side in x_t.shape[-2:])
             time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
             conditions = {"text_embeds": y.pooled.to(dtype), "time_ids": time_ids.expand(len(x_t), -1)}
+        seen_from = self._camera_labels(len(x_t), cameras)
         with self._given(y):
-            prediction = unet(x_t.to(dtype), t, y.tokens.to(dtype), added_cond_kwargs=conditions).sample
+            prediction = unet(x_t.to(dtype), t, y.tokens.to(dtype), class_labels=seen_from, added_cond_kwargs=conditions).sample
         return prediction.to(x_t.dtype)  # before any difference is taken of it
 
     def projected(self, y: Text) -> Text:
         """Return texts with the keys and values that this network makes of them."""
         return dataclasses.replace(y, projected=self._text_projections.of(y.tokens.to(dtype_of(self.unet))))
+
+    def _camera_labels(self, count: int, cameras: Cameras | None) -> Tensor | None:
+        """Return what the UNet is told of B cameras; nothing, it knows none."""
 
     def _given(self, y: Text) -> contextlib.AbstractContextManager[None]:
         if not self.takes_projected or y.projected is None:
@@ -107,19 +111,20 @@ class StableDiffusionPrior:
 
     knows_cameras, views_per_shot = False, 1
     attention = "sdpa"
+    network_class = DenoisingUnet
 
     def __init__(
         self, unet: UNet2DConditionModel, vae: AutoencoderKL, process: VariancePreserving, folder: PipelineFolder | None = None
     ) -> None:
-        self.network, self.unet, self.vae, self.process, self.folder = DenoisingUnet(unet, process), unet, vae, process, folder
+        self.network, self.unet, self.vae, self.process, self.folder = self.network_class(unet, process), unet, vae, process, folder
         self.scaling_factor = vae.config.scaling_factor
         self.image_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-        self._predicted = Replayed(lambda x_t, t, *y: self.network(x_t, t, Text(*y)))
+        self._predicted = Replayed(lambda x_t, t, *given: self.network(x_t, t, Text(*given[:3]), Cameras.of_tensors(given[3:])))
         self._means = Replayed(lambda image: self.vae.encode(image).latent_dist.mean)
 
-    @staticmethod
-    def load(prior: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPrior:
+    @classmethod
+    def load(cls, prior: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPrior:
         """Load UNet, VAE and process; text encoders are loaded by embed() alone.
 
         Args:
@@ -133,7 +138,7 @@ class StableDiffusionPrior:
         folder = find_pipeline(prior)
         unet = load_network(UNet2DConditionModel, folder, "unet", dtype)
         vae = load_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
-        return StableDiffusionPrior(placed(unet, device), placed(vae, device), _read_process(folder).to(device), folder)
+        return cls(placed(unet, device), placed(vae, device), _read_process(folder).to(device), folder)
 
     @property
     def device(self) -> torch.device:
@@ -162,12 +167,13 @@ class StableDiffusionPrior:
         """See DenoisingUnet."""
         if hasattr(next(self.unet.parameters()), "ds_id"):  # ZeRO 3 gathers the weights in the modules' hooks
             return self.network(x_t, t, y, cameras)
-        return self._predicted(x_t, t, y.tokens, y.pooled, y.projected)
+        seen_from = () if cameras is None or not self.knows_cameras else cameras.tensors()
+        return self._predicted(x_t, t, y.tokens, y.pooled, y.projected, *seen_from)
 
     def use_attention(self, attention: str) -> None:
         """Let the UNet, and those of network_of(), attend by a back end of attention_names.ATTENTIONS that is there."""
         self.attention = attention
-        use_attention(self.unet, attention)
+        use_attention(self.unet, attention, self.views_per_shot)
         self._predicted.forget()
 
     def network_of(self, name: str) -> DenoisingUnet:
@@ -183,8 +189,8 @@ class StableDiffusionPrior:
         if self.folder is not None:
             check_unet_fits(folder, self.folder)
         unet = load_network(UNet2DConditionModel, folder, "unet", dtype_of(self.unet))
-        use_attention(unet, self.attention)
-        return DenoisingUnet(placed(unet, self.device), _read_process(folder).to(self.device), takes_projected=False)
+        use_attention(unet, self.attention, self.views_per_shot)
+        return self.network_class(placed(unet, self.device), _read_process(folder).to(self.device), takes_projected=False)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Embed prompts, from the cache or by the text encoders (see embed_texts).

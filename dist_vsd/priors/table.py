@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dist_vsd.priors.architecture_names import is_random_prior
 from dist_vsd.priors.attention_names import ATTENTIONS
+from dist_vsd.priors.pipeline_folder import VIEWS_TOGETHER, is_multi_view
 
 if TYPE_CHECKING:
     import torch
@@ -60,6 +61,13 @@ PRIORS: dict[str, PriorRow] = {
         made_by="dist_vsd.priors.stable_diffusion:StableDiffusionPrior",
         checked_by="dist_vsd.priors.pipeline_check:check_pipeline",
         means=lambda _name: True,
+        attentions=ATTENTIONS,
+    ),
+    "multi_view": PriorRow(
+        made_by="dist_vsd.priors.multi_view:MultiViewPrior",
+        checked_by="dist_vsd.priors.pipeline_check:check_pipeline",
+        means=is_multi_view,
+        views_per_shot=VIEWS_TOGETHER,
         attentions=ATTENTIONS,
     ),
     "random": PriorRow(

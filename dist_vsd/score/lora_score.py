@@ -59,7 +59,9 @@ class LoraScore(nn.Module):
         self.camera_embedding = CameraEmbedding(num_inputs, network.time_width, generator).to(device) if num_inputs else None
         self._offset: Tensor | None = None
         network.time_embedding.register_forward_hook(self._add_offset)
-        self._replayed = Replayed(lambda x_t, t, pose, *y: self._ask(x_t, t, Text(*y), pose, None))
+        self._replayed = Replayed(
+            lambda x_t, t, pose, *given: self._ask(x_t, t, Text(*given[:3]), pose, Cameras.of_tensors(given[3:]))
+        )
 
     def _add_offset(self, _module: nn.Module, _inputs: Any, time_embedding: Tensor) -> Tensor:
         return time_embedding if self._offset is None else time_embedding + self._offset.to(time_embedding.dtype)
@@ -113,7 +115,7 @@ class LoraScore(nn.Module):
             Like x_t; the gradient flows to phi and x_t.
         """
         if self._can_be_replayed():
-            return self._replayed(x_t, t, pose, y.tokens, y.pooled, y.projected)
+            return self._replayed(x_t, t, pose, y.tokens, y.pooled, y.projected, *(() if cameras is None else cameras.tensors()))
         return self._ask(x_t, t, y, pose, cameras)
 
     def _can_be_replayed(self) -> bool:

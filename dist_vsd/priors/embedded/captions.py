@@ -17,6 +17,7 @@ from dist_vsd.view_words import VIEW_WORDS, view_words
 
 DROP_ALL, DROP_VIEW, DROP_COLOR = 0.10, 0.15, 0.20
 MAX_TOKENS = 16
+NORMAL_MAP = "normal map"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -40,10 +41,10 @@ def article(word: str) -> str:
     return "an" if word[0] in "aeiou" else "a"
 
 
-def caption(name: str, color: str | None = None, view: str | None = None) -> str:
-    """Write "a green duck, side view"; colour and view may be left out."""
+def caption(name: str, color: str | None = None, view: str | None = None, medium: str | None = None) -> str:
+    """Write "a green duck, side view", with ", normal map" as medium; all but the name may be left out."""
     words = f"{article(color or name)} {f'{color} ' if color else ''}{name}"
-    return f"{words}, {view}" if view else words
+    return ", ".join([words, *(more for more in (view, medium) if more)])
 
 
 def draw_caption(subject: Subject, generator: torch.Generator) -> str:
@@ -59,25 +60,25 @@ def all_pairs() -> list[tuple[str, str]]:
     return [(name, color) for name in OBJECTS for color in COLORS]
 
 
-def vocabulary() -> list[str]:
-    """Return the words that the embedded prior knows, objects, colours, articles and view words."""
+def vocabulary(more: str = "") -> list[str]:
+    """Return the words that the embedded prior knows, objects, colours, articles and view words, and those of ``more``."""
     views = sorted({word for words in VIEW_WORDS for word in words.split()})
-    return [*OBJECTS, *COLORS, "a", "an", "the", *views]
+    return [*OBJECTS, *COLORS, "a", "an", "the", *views, *more.split()]
 
 
-def write_tokenizer(folder: Path) -> None:
-    """Write vocab.json, merges.txt and tokenizer_config.json of a CLIPTokenizer in which each word is one token.
+def write_tokenizer(folder: Path, more: str = "") -> None:
+    """Write vocab.json, merges.txt and tokenizer_config.json of a CLIPTokenizer in which each word of vocabulary() is one token.
 
     Byte-pair merges are found word by word: the merges so far are applied to the next word, and what is left in pieces
     is joined from the left by new merges. New merges rank below older ones, so they never change an earlier word.
     """
-    merges: list[tuple[str, str]] = []
-    for word in vocabulary():
+    words, merges = vocabulary(more), list[tuple[str, str]]()
+    for word in words:
         pieces = _apply_merges([*word[:-1], word[-1] + "</w>"], merges)
         while len(pieces) > 1:
             merges.append((pieces[0], pieces[1]))
             pieces = _apply_merges(pieces, merges)
-    letters = sorted({letter for word in vocabulary() for letter in word} | {","})
+    letters = sorted({letter for word in words for letter in word} | {","})
     symbols = [*letters, *(letter + "</w>" for letter in letters), *(a + b for a, b in merges), START, END]
     folder.mkdir(parents=True, exist_ok=True)
     vocab = {symbol: index for index, symbol in enumerate(dict.fromkeys(symbols))}

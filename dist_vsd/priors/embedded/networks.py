@@ -14,9 +14,9 @@ TEXT_WIDTH = 96
 LATENT_CHANNELS = 4
 
 
-def build_tokenizer(folder: Path) -> CLIPTokenizer:
-    """Write the closed-vocabulary tokenizer to ``folder`` and load it as diffusers will."""
-    write_tokenizer(folder)
+def build_tokenizer(folder: Path, more: str = "") -> CLIPTokenizer:
+    """Write the closed-vocabulary tokenizer, which knows the words ``more`` too, to ``folder`` and load it as diffusers will."""
+    write_tokenizer(folder, more)
     return CLIPTokenizer.from_pretrained(folder)
 
 

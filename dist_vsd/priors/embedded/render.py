@@ -36,9 +36,14 @@ def _normals(name: str, points: Tensor, proportions: Tensor, step: float = 2e-3)
     return torch.nn.functional.normalize((corners[:, None] * distances[..., None]).sum(0), dim=-1)
 
 
-@torch.no_grad()
 def render_object(name: str, colors: list[str], proportions: Tensor, cameras: Cameras, size: int) -> Tensor:
-    """Render B variants of one object, one camera each.
+    """Return the first of render_channels(): B images alone."""
+    return render_channels(name, colors, proportions, cameras, size)[0]
+
+
+@torch.no_grad()
+def render_channels(name: str, colors: list[str], proportions: Tensor, cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
+    """Render B variants of one object, one camera each, shaded and as normal maps.
 
     Args:
         name: one of scenes.OBJECTS.
@@ -48,7 +53,8 @@ def render_object(name: str, colors: list[str], proportions: Tensor, cameras: Ca
         size: height and width in pixels.
 
     Returns:
-        (B, 3, size, size) images in [0, 1] on white.
+        (B, 3, size, size) images in [0, 1] on white, and as many of (n + 1) / 2 on white, n being the unit normal along the camera's
+        axes (right, up, towards the camera).
     """
     count = len(cameras)
     origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
@@ -85,6 +91,12 @@ def render_object(name: str, colors: list[str], proportions: Tensor, cameras: Ca
         chosen = torch.tensor([c == color for c in colors])[color_of_ray]
         base[chosen] = albedo(name, color, points[chosen], proportions[color_of_ray[chosen]])
     shaded = (base * light[:, None]).clamp(0.0, 1.0)
-    image = torch.ones(count * size * size, 3)
-    image[visible] = coverage[visible, None] * shaded + (1 - coverage[visible, None])
-    return image.reshape(count, size, size, 3).permute(0, 3, 1, 2).contiguous()
+    right_up_back = cameras.c2w[owner[visible], :3, :3]
+    seen = (normal[:, None] @ right_up_back).squeeze(1) / 2 + 0.5
+
+    def on_white(values: Tensor) -> Tensor:
+        image = torch.ones(count * size * size, 3)
+        image[visible] = coverage[visible, None] * values + (1 - coverage[visible, None])
+        return image.reshape(count, size, size, 3).permute(0, 3, 1, 2).contiguous()
+
+    return on_white(shaded), on_white(seen)
