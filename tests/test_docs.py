@@ -18,8 +18,8 @@ import pytest
 from accelerate.commands.launch import launch_command_parser
 
 from dist_vsd.cli import COMMANDS
-from dist_vsd.commands.arguments import flags_of, parse
-from dist_vsd.commands.prior import TrainArguments as RecipeArguments
+from dist_vsd.commands.arguments import flags_of
+from dist_vsd.commands.prior import read_train
 from dist_vsd.commands.train_words import parse_words as parse_train
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
 from tests.guide import PAGES, anchors_of, blocks_of, lines_of, tokens_of
@@ -43,7 +43,7 @@ SMALLER = {
     ("sweep", "plan"): ["--set", "num_updates=2"],
 }
 PRIORS = ("/stable-diffusion-", "path/to/model.safetensors+")  # parts of names for which a random prior stands in
-HOURS = {"train": parse_train, "prior": lambda words: parse(RecipeArguments, words[1:], "prior train", "")}
+HOURS = {"train": parse_train, "prior": lambda words: read_train(words[1:])}
 FEW = {"256": "4", "64": "3", "32": "2", "16": "4"}
 INSTALLED_BY_OTHERS = ("git", "cd", "wandb")
 

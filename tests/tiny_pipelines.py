@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from dist_vsd.priors.embedded.captions import MAX_TOKENS, vocabulary, write_tokenizer
+from dist_vsd.priors.embedded.multi_view_recipe import told_cameras
 
 ARCHITECTURES = ("sd1", "sd2", "sd2_v", "sdxl")
 WIDTH, WIDTH_2, LATENT_SIZE = 16, 24, 8
@@ -79,8 +80,9 @@ def write_multi_view(folder):
     parts = folder.parent / f"{folder.name}_parts"
     pipeline = build_pipeline("sd1", parts)
     torch.manual_seed(7)
-    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 16}
-    pipeline.register_modules(unet=UNet2DConditionModel.from_config({**pipeline.unet.config, **camera}).eval())
+    unet = told_cameras(pipeline.unet).eval()
+    torch.nn.init.normal_(unet.class_embedding.linear_2.weight)
+    pipeline.register_modules(unet=unet)
     pipeline.save_pretrained(folder)
     (folder / "dist_vsd.json").write_text(json.dumps({"vocabulary": vocabulary(), "views_per_shot": 4}))
     return folder

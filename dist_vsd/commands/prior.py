@@ -159,11 +159,9 @@ def run_sample(arguments: list[str]) -> int:
 
 def run_train(arguments: list[str]) -> int:
     """Run a recipe and write the pipeline folder with its card."""
-    kind = _kind_of(arguments)
-    words, page = KINDS[kind]
-    parsed = parse(words, arguments, "prior train", page)
+    parsed = read_train(arguments)
     out, work = Path(parsed.out), Path(parsed.work_dir)
-    base = find_base(parsed.base) if kind == "multiview" else None
+    base = find_base(parsed.base) if isinstance(parsed, MultiViewTrainArguments) else None
     require_writable_folder(out, f"--out {parsed.out!r}")
     require_writable_folder(work, f"--work-dir {parsed.work_dir!r}")
     figures = _train_single_views(parsed, out, work) if base is None else _train_multi_view(parsed, base, out, work)
@@ -173,8 +171,8 @@ def run_train(arguments: list[str]) -> int:
     return 0
 
 
-def _kind_of(arguments: list[str]) -> str:
-    """Return the last --kind among the words, which decides which others there are."""
+def read_train(arguments: list[str]) -> TrainArguments | MultiViewTrainArguments:
+    """Read the words of `prior train`, of which the last --kind decides which others there are; ValueError for what is wrong with them."""
     kind = "embedded"
     for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
         if word.startswith("--kind="):
@@ -183,7 +181,8 @@ def _kind_of(arguments: list[str]) -> str:
             kind = after
     if kind not in KINDS:
         raise ValueError(f"--kind must be {' or '.join(KINDS)}, got {kind!r}{nearest_command(kind, KINDS)}: change --kind")
-    return kind
+    words, page = KINDS[kind]
+    return parse(words, arguments, "prior train", page)
 
 
 def find_base(base: str) -> PipelineFolder:

@@ -182,9 +182,10 @@ def _check_views(folder: PipelineFolder, shapes: dict[str, tuple[int, ...]], pri
 
 def is_multi_view(prior: str) -> bool:
     """Say whether a name means a prior that scores several views together, by FACTS_FILE alone; whether it is whole is asked later."""
+    if prior in EMBEDDED_FOLDERS:
+        return prior == MULTI_VIEW_NAME
     try:
-        folder = EMBEDDED_FOLDERS.get(prior) or Path(prior).expanduser()
-        return read_json(folder / FACTS_FILE, prior).get("views_per_shot", 1) != 1
+        return read_json(Path(prior).expanduser() / FACTS_FILE, prior).get("views_per_shot", 1) != 1
     except (ValueError, OSError, RuntimeError):  # no folder, or none of this program's
         return False
 

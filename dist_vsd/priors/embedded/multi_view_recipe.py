@@ -81,14 +81,21 @@ def start_networks(base: Path, folder: Path) -> MultiViewNetworks:
     text_encoder = CLIPTextModel.from_pretrained(base / "text_encoder", use_safetensors=True, local_files_only=True).float()
     _widen_vocabulary(text_encoder, old_words, tokenizer)
     pretrained = UNet2DConditionModel.from_pretrained(base / "unet", use_safetensors=True, local_files_only=True).float()
-    camera = {"class_embed_type": "projection", "projection_class_embeddings_input_dim": POSE_WIDTH}
-    unet = UNet2DConditionModel.from_config({**pretrained.config, **camera})
-    unet.load_state_dict(pretrained.state_dict(), strict=False)
-    torch.nn.init.zeros_(unet.class_embedding.linear_2.weight)
-    torch.nn.init.zeros_(unet.class_embedding.linear_2.bias)
+    unet = told_cameras(pretrained)
     use_attention(unet, "sdpa", VIEWS_TOGETHER)
     vae = AutoencoderKL.from_pretrained(base / "vae", use_safetensors=True, local_files_only=True).float()
     return MultiViewNetworks(tokenizer, text_encoder, unet, vae.requires_grad_(False).eval())
+
+
+def told_cameras(unet: UNet2DConditionModel) -> UNet2DConditionModel:
+    """Return the same UNet with a camera's pose beside t, of which it makes nothing yet: the last layer is zero."""
+    settings = {name: value for name, value in unet.config.items() if not name.startswith("_")}
+    settings |= {"class_embed_type": "projection", "projection_class_embeddings_input_dim": POSE_WIDTH}
+    told = UNet2DConditionModel(**settings)
+    told.load_state_dict(unet.state_dict(), strict=False)
+    torch.nn.init.zeros_(told.class_embedding.linear_2.weight)
+    torch.nn.init.zeros_(told.class_embedding.linear_2.bias)
+    return told
 
 
 def _widen_vocabulary(text_encoder: CLIPTextModel, old_words: dict[str, int], tokenizer: CLIPTokenizer) -> None:

@@ -99,12 +99,13 @@ def make_shard(seed: int, shard: int, vae: AutoencoderKL) -> ViewGroups:
         colors = [list(COLORS)[i] for i in torch.randint(len(COLORS), (count,), generator=generator).tolist()]
         each = [color for color in colors for _ in range(VIEWS_TOGETHER)]
         shaded, normals = render_channels(name, each, proportions.repeat_interleave(VIEWS_TOGETHER, 0), cameras_of(drawn), IMAGE_SIZE)
-        first = -len(subjects) % NORMAL_EVERY
         color.append(_encoded(vae, shaded))
-        normal.append(_encoded(vae, normals.unflatten(0, (count, VIEWS_TOGETHER))[first::NORMAL_EVERY].flatten(0, 1)))
+        normal.append(normals.unflatten(0, (count, VIEWS_TOGETHER)))
         cameras.append(drawn)
         subjects += [(name, color) for color in colors]
-    return ViewGroups(torch.cat(color), torch.cat(normal), torch.cat(cameras), subjects)
+    assert len(subjects) % NORMAL_EVERY == 0, "shards are joined, and group NORMAL_EVERY k has the normal maps k"
+    chosen = torch.cat(normal)[::NORMAL_EVERY].flatten(0, 1)
+    return ViewGroups(torch.cat(color), _encoded(vae, chosen), torch.cat(cameras), subjects)
 
 
 def _encoded(vae: AutoencoderKL, images: Tensor) -> Tensor:
