@@ -48,6 +48,7 @@ def test_a_run_in_3d_and_one_in_2d_are_evaluated_side_by_side(in_runs, capsys):
     assert "mean" in capsys.readouterr().out
     solid, flat = (json.loads((in_runs / name / "evaluation.json").read_text()) for name in ("solid", "flat"))
     shared = {"clip/score", "clip/r_precision", "clip/quality_bits", "clip/variety_bits", "particles/diversity", "recognition/object"}
+    shared.add("particles/finest_octave")
     in_3d = {"recognition/color", "recognition/view", "particles/multi_face_rate", "overlap/iou", "t3bench/quality"}
     assert solid["figures"].keys() == shared | in_3d
     assert flat["figures"].keys() == shared | {"recognition/color_bits", "recognition/view_bits"}
@@ -68,6 +69,7 @@ def test_what_is_asked_for_by_name_is_all_that_is_told(in_runs):
     found = json.loads((in_runs / "all.json").read_text())
     assert found["runs"][0]["figures"] == found["means"]
     names = {"color_bits", "color_distance", "view_bits", "view_distance", "diversity", "fid_clip"}
+    names |= {"finest_octave", "nearest", "nearest_of_themselves"}
     assert found["means"].keys() == {f"samples/{name}" for name in names}
     assert found["means"]["samples/fid_clip"] > 0
 
@@ -75,9 +77,11 @@ def test_what_is_asked_for_by_name_is_all_that_is_told(in_runs):
 def test_samples_of_the_prior_are_the_same_each_time_and_kept(in_runs):
     solid = PriorSamples(4, num_steps=2).of("embedded", "a duck", ["front view", "back view"])
     bank = PriorSamples(4, num_steps=2)
-    assert torch.equal(bank.of("embedded", "a duck", ["front view", "back view"]), solid)
+    again = bank.of("embedded", "a duck", ["front view", "back view"])
+    assert torch.equal(again.pictures, solid.pictures)
+    assert torch.equal(again.latents, solid.latents)
     assert bank.of("embedded", "a duck", ["front view", "back view"]) is bank.of("embedded", "a duck", ["front view", "back view"])
-    assert not torch.equal(bank.of("embedded", "a duck", []), solid)
+    assert not torch.equal(bank.of("embedded", "a duck", []).pictures, solid.pictures)
 
 
 def test_a_clip_that_is_given_and_a_set_of_prompts_take_the_place_of_the_embedded_ones(in_runs):
@@ -93,9 +97,9 @@ def test_a_clip_that_is_given_and_a_set_of_prompts_take_the_place_of_the_embedde
 
 def test_every_metric_stands_aside_where_it_has_no_meaning(in_runs):
     saved = open_run(in_runs / "no-clip")
-    assert evaluate_run(saved, Instruments()).figures == {}
+    assert list(evaluate_run(saved, Instruments()).figures) == ["particles/finest_octave"]
     scorer = ClipScorer.load()
-    assert list(evaluate_run(saved, Instruments(scorer=scorer)).figures) == ["clip/score"]
+    assert list(evaluate_run(saved, Instruments(scorer=scorer)).figures) == ["clip/score", "particles/finest_octave"]
     pictures = capture(saved, turns(saved.config.camera, 4, (0.0,)))
     assert [picture.shape for picture in pictures] == [(1, 3, 64, 64)]
     assert {metric for metric in METRICS if not Instruments().missing(metric)} == {"overlap"}

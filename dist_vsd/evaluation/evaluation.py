@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.evaluation.clip_figures import ClipSums, diversity, figures_of
 from dist_vsd.evaluation.distributions import expected_entropy_bits, total_variation
 from dist_vsd.evaluation.fid import frechet_distance
@@ -18,6 +19,7 @@ from dist_vsd.evaluation.metric_names import METRICS
 from dist_vsd.evaluation.overlap import best_overlap
 from dist_vsd.evaluation.question import Question, ask
 from dist_vsd.evaluation.sphere_quality import sphere_quality
+from dist_vsd.evaluation.texture import finest_octave, nearest_distance, nearest_distance_of_themselves
 from dist_vsd.evaluation.views import capture, sphere, turns
 from dist_vsd.priors.embedded.captions import all_pairs
 from dist_vsd.runs.saved_run import SavedRun
@@ -109,9 +111,18 @@ def evaluate_run(saved: SavedRun, instruments: Instruments) -> Evaluation:
         by_particle["clip/score"] = found.verdict.similarity.mean(1).tolist()
         by_particle["clip/r_precision"] = found.verdict.is_hit.float().mean(1).tolist()
     figures |= {name: sum(values) / len(values) for name, values in by_particle.items() if name not in figures}
+    if "texture" in wanted:
+        shown = latents_of(saved) if config.representation_row.is_latent else pictures.flatten(0, 1)
+        figures["particles/finest_octave"] = finest_octave(shown)
     if {"samples", "fid"} & set(wanted):
         figures |= figures_against_samples(saved, pictures, found, instruments)
     return dataclasses.replace(found, figures=_asked_for(figures, instruments), by_particle=by_particle)
+
+
+@torch.no_grad()
+def latents_of(saved: SavedRun) -> Tensor:
+    """Return (P, C, h, w): x_0 of latent particles, as they are."""
+    return torch.cat([theta.render(Cameras.none(1), 0).image for theta in saved.particles.values()])
 
 
 def _asked_for(figures: dict[str, float], instruments: Instruments) -> dict[str, float]:
@@ -145,15 +156,16 @@ def figures_against_samples(saved: SavedRun, pictures: Tensor, found: Evaluation
     samples/color_bits and view_bits: the entropy that as many samples as there are particles would show (expected_entropy_bits);
     samples/color_distance, view_distance: the total variation between what is recognised in the pictures and in the samples;
     samples/diversity, for pictures: 1 - the mean cosine of two samples, what particles/diversity would be of them; samples/fid_*:
-    frechet_distance in the features of CLIP and of DINO.
+    frechet_distance in the features of CLIP and of DINO; samples/finest_octave, nearest and nearest_of_themselves: see texture.py.
     """
     assert instruments.samples is not None
     config, question = saved.config, found.question
     samples = instruments.samples.of(config.prior, config.prompt, question.view_words)
-    figures: dict[str, float] = {}
+    is_latent = config.representation_row.is_latent
+    figures: dict[str, float] = {"samples/finest_octave": finest_octave(samples.latents if is_latent else samples.pictures)}
     if found.verdict is not None and instruments.scorer is not None:
         judge = ClipJudge(instruments.scorer, dataclasses.replace(question, view_words=(), num_azimuths=0))
-        verdict = judge(samples[:, None])
+        verdict = judge(samples.pictures[:, None])
         ours, theirs = (ClipSums.of(of, judge.num_pairs) for of in (found.verdict, verdict))
         num_particles = len(pictures)
         if question.words and not question.words.color:
@@ -163,10 +175,13 @@ def figures_against_samples(saved: SavedRun, pictures: Tensor, found: Evaluation
             figures["samples/view_bits"] = expected_entropy_bits(theirs.views, num_particles)
             figures["samples/view_distance"] = total_variation(ours.views, theirs.views)
         if not question.num_azimuths:
-            figures["samples/diversity"] = diversity(theirs.embedding, len(samples))
+            figures["samples/diversity"] = diversity(theirs.embedding, len(samples.pictures))
+        of_particles, of_samples = found.verdict.embedding.flatten(0, 1), verdict.embedding.flatten(0, 1)
+        figures["samples/nearest"] = nearest_distance(of_particles, of_samples)
+        figures["samples/nearest_of_themselves"] = nearest_distance_of_themselves(of_samples)
         if "fid" in instruments.metrics:
-            figures["samples/fid_clip"] = frechet_distance(found.verdict.embedding.flatten(0, 1), verdict.embedding.flatten(0, 1))
+            figures["samples/fid_clip"] = frechet_distance(of_particles, of_samples)
     if instruments.dino is not None and "fid" in instruments.metrics:
-        ours_dino, theirs_dino = instruments.dino.embed(pictures).flatten(0, 1), instruments.dino.embed(samples)
+        ours_dino, theirs_dino = instruments.dino.embed(pictures).flatten(0, 1), instruments.dino.embed(samples.pictures)
         figures["samples/fid_dino"] = frechet_distance(ours_dino, theirs_dino)
     return figures

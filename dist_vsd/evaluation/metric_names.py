@@ -19,12 +19,16 @@ METRICS: dict[str, tuple[str, ...]] = {
     "t3bench": ("t3bench/quality",),
     "dino": ("particles/diversity_dino",),
     "lpips": ("particles/lpips",),
+    "texture": ("particles/finest_octave",),
     "samples": (
         "samples/color_bits",
         "samples/color_distance",
         "samples/view_bits",
         "samples/view_distance",
         "samples/diversity",
+        "samples/finest_octave",
+        "samples/nearest",
+        "samples/nearest_of_themselves",
     ),
     "fid": ("samples/fid_clip", "samples/fid_dino"),
 }

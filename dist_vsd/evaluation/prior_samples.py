@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from dist_vsd.priors.sampling import sample_images
-from dist_vsd.priors.table import load_prior
+from dist_vsd.priors.sampling import sample_latents
+from dist_vsd.priors.table import load_prior, prior_row
 
 SAMPLES_AT_ONCE = 32
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """N samples of a prior.
+
+    Attributes:
+        pictures: (N, 3, H, W) in [0, 1].
+        latents: (N, ...) x_0, of which these are decoded.
+    """
+
+    pictures: Tensor
+    latents: Tensor
 
 
 class PriorSamples:
@@ -29,24 +43,26 @@ class PriorSamples:
         self._prior = functools.lru_cache(maxsize=1)(lambda name: load_prior(name, device))
         self._drawn = functools.lru_cache(maxsize=4)(self._draw)
 
-    def of(self, prior: str, prompt: str, view_words: Sequence[str]) -> Tensor:
-        """Return (num_samples, 3, H, W) pictures in [0, 1].
+    def of(self, prior: str, prompt: str, view_words: Sequence[str]) -> Samples:
+        """Return the samples for a prompt.
 
         Args:
-            prior: its name.
+            prior: its name. One that scores views together is asked for whole turns around the object, by the prompt alone.
             prompt: of the run.
             view_words: that follow the prompt, in turn; none: the prompt alone.
         """
+        count, num_views = self.num_samples, prior_row(prior).views_per_shot
+        if num_views > 1:
+            count, view_words = -(-count // num_views), ()
         texts = [f"{prompt}, {words}" for words in view_words] or [prompt]
-        return self._drawn(prior, tuple(texts[i * len(texts) // self.num_samples % len(texts)] for i in range(self.num_samples)))
+        return self._drawn(prior, tuple(texts[i * len(texts) // count % len(texts)] for i in range(count)))
 
-    def _draw(self, prior: str, prompts: tuple[str, ...]) -> Tensor:
-        pretrained = self._prior(prior)
-        chunks = range(0, len(prompts), SAMPLES_AT_ONCE)
-        return torch.cat([
-            sample_images(
-                pretrained, list(prompts[i : i + SAMPLES_AT_ONCE]), self.num_steps, self.guidance_scale,
-                range(i, min(i + SAMPLES_AT_ONCE, len(prompts))), pretrained.process.samplers[-1],
-            )
-            for i in chunks
-        ])  # fmt: skip
+    def _draw(self, name: str, prompts: tuple[str, ...]) -> Samples:
+        prior, latents, pictures = self._prior(name), [], []
+        for i in range(0, len(prompts), SAMPLES_AT_ONCE):
+            some = list(prompts[i : i + SAMPLES_AT_ONCE])
+            seeds = range(i, i + len(some))
+            latents.append(sample_latents(prior, some, self.num_steps, self.guidance_scale, seeds, prior.process.samplers[-1]))
+            with torch.no_grad():
+                pictures.append(prior.decode(latents[-1]).cpu())
+        return Samples(torch.cat(pictures), torch.cat(latents).cpu())

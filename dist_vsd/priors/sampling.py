@@ -119,7 +119,7 @@ def _euler(
 
 
 @torch.no_grad()
-def sample_images(
+def sample_latents(
     prior: Prior,
     prompts: list[str],
     num_steps: int,
@@ -140,7 +140,7 @@ def sample_images(
         cameras: V, from which each sample is seen, for a prior that knows cameras; None: a turn around the object, the front first.
 
     Returns:
-        (B V, 3, H, W) in [0, 1] on the CPU, sample by sample; V is 1 for most priors.
+        (B V, ...) x_0, sample by sample; V is 1 for most priors.
 
     Raises:
         ValueError: as of sample(), or a prompt that the prior can't read.
@@ -154,5 +154,18 @@ def sample_images(
     if prior.knows_cameras:
         turn = cameras or turntable(num_views, elevation_deg=15.0, distance=2.9, fov_deg=41.0)
         seen_from = Cameras.cat([turn] * len(seeds)).to(prior.device)
-    x_0 = sample(prior, prior.embed(prompts), noise.to(prior.device), num_steps, guidance_scale, sampler, seen_from)
-    return prior.decode(x_0).cpu()
+    return sample(prior, prior.embed(prompts), noise.to(prior.device), num_steps, guidance_scale, sampler, seen_from)
+
+
+def sample_images(
+    prior: Prior,
+    prompts: list[str],
+    num_steps: int,
+    guidance_scale: float,
+    seeds: Sequence[int],
+    sampler: str = "",
+    cameras: Cameras | None = None,
+) -> Tensor:
+    """Draw one sample for each prompt, as ``sample_latents``, and return pictures: (B V, 3, H, W) in [0, 1] on the CPU."""
+    with torch.no_grad():
+        return prior.decode(sample_latents(prior, prompts, num_steps, guidance_scale, seeds, sampler, cameras)).cpu()
