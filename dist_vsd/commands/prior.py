@@ -72,6 +72,7 @@ class TrainArguments:
     """What `prior train` takes."""
 
     recipe: Annotated[RecipeConfig, tyro.conf.arg(name="")] = RecipeConfig()
+    """Lengths and seed."""
     out: str = "prior"
     """Folder for the finished prior; use it with --prior."""
     work_dir: str = ".prior_work"
