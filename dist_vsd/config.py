@@ -227,17 +227,28 @@ class _PlainFields:
     start_from: str = ""
     """Begin with the particles of another run's directory; they are as its newest checkpoint has them, optimisers and phi are fresh."""
     score: ScoreConfig = ScoreConfig()
+    """Of eps_phi."""
     timesteps: TimestepConfig = TimestepConfig()
+    """Of t and w(t)."""
     camera: CameraConfig = CameraConfig()
+    """Of the cameras that are drawn."""
     prompting: PromptingConfig = PromptingConfig()
+    """Of what is made of the prompt by view."""
     regularization: RegularizationConfig = RegularizationConfig()
+    """Of losses beside the objective."""
     particles: ParticlesConfig = ParticlesConfig()
+    """Of many particles on a rank."""
     wandb: WandbConfig = WandbConfig()
+    """Of the recording by wandb."""
 
 
-# A section for each row of the two tables that has settings of its own: field, image, latent, siren; clip, ancestral.
+# A section for each row of the two tables that has settings of its own: field, image, latent, siren; clip, ancestral. As everywhere, each
+# has a docstring: for one that has none tyro reads sources until it finds a comment, half of a parse.
 _SECTIONS = [(row.section, row.config, row.config()) for row in (*REPRESENTATIONS.values(), *OBJECTIVES.values()) if row.config is not None]
-_FieldsOfTables = dataclasses.make_dataclass("_FieldsOfTables", _SECTIONS, bases=(_PlainFields,), frozen=True, kw_only=True)
+_DOCSTRING = "\n".join(["Sections of tables.", "", "Attributes:", *(f"    {name}: {kind.__doc__}" for name, kind, _ in _SECTIONS)])
+_FieldsOfTables = dataclasses.make_dataclass(
+    "_FieldsOfTables", _SECTIONS, bases=(_PlainFields,), namespace={"__doc__": _DOCSTRING}, frozen=True, kw_only=True
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

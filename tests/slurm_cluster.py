@@ -216,7 +216,7 @@ class SlurmCluster:
             if time.monotonic() > end:
                 state = self.run("squeue", "-t", "all") + self.run("sinfo", "-N", "-l")
                 raise AssertionError(f"waited {seconds} s for {what}:\n{state}")
-            time.sleep(0.2)
+            time.sleep(0.5)  # a question starts a program
 
     def __exit__(self, *_error):
         with contextlib.suppress(Exception):

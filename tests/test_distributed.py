@@ -9,7 +9,7 @@ from tests.runs import TINY, checkpoint, train
 
 
 def assert_close(one, other):
-    """Same trajectory up to the order of phi's sums: 8 updates of Adam at 1e-2 amplify fp32 rounding to about 1e-5."""
+    """Same trajectory up to the order of phi's sums: updates of Adam at 1e-2 amplify fp32 rounding to about 1e-5."""
     assert one.keys() == other.keys()
     for name in one:
         if one[name].is_floating_point():
@@ -17,13 +17,13 @@ def assert_close(one, other):
 
 
 def test_two_ranks_make_the_same_particles_as_one(tmp_path):
-    arguments = ["a green duck", "--num-particles", "2", *TINY, "--micro-batch-size", "1"]
+    arguments = ["a green duck", "--num-particles", "2", *TINY, "--num-updates", "4", "--micro-batch-size", "1"]
     code, output = run_ranks([*arguments, "--turntables", "--run-dir", str(tmp_path / "two")], num_ranks=2)
     assert code == 0, output
     assert "turntables of 2 particle(s)" in output
     assert main(["train", *arguments, "--run-dir", str(tmp_path / "one")]) == 0
     # Adam's second moments start at zero with eps 1e-15: a rounding error may flip the sign of a step that should be zero.
-    # After the first update nothing was amplified yet, so the first checkpoint is compared.
+    # After few updates little was amplified yet.
     one, two = checkpoint(tmp_path / "one", 4), checkpoint(tmp_path / "two", 4)
     phi = [name for name in one if name.startswith("phi.safetensors")]
     assert_close({n: one[n] for n in phi}, {n: two[n] for n in phi})
@@ -55,7 +55,7 @@ def test_fingerprint_sees_a_single_bit():
 
 def test_what_aborts_in_pythons_teardown_does_not_fail_a_run_that_is_done(tmp_path):
     """Processes of their own from their start to their teardown."""
-    arguments = ["a green duck", *TINY, "--run-dir", str(tmp_path / "run")]
+    arguments = ["a green duck", *TINY, "--num-updates", "1", "--run-dir", str(tmp_path / "run")]
     code, output = train(arguments, num_ranks=2, fault=("teardown_aborts", "1"), cold=True)
     assert code == 0, output
     assert "done in" in output

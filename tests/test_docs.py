@@ -30,6 +30,7 @@ from tests.warm_python import Process
 
 EMBEDDED = ["--num-updates", "2", "--checkpoint-every", "2", "--log-every", "1", "--render-size", "16", "--no-turntables"]
 EMBEDDED += ["--field.num-samples", "8", "--field.dense-grid.resolutions", "8", "--wandb.mode", "disabled"]
+EMBEDDED += ["--ancestral.num-steps", "4"]
 SAMPLES = ["--num-samples", "2", "--num-steps", "2"]
 SMALLER = {
     ("train",): EMBEDDED,

@@ -63,7 +63,7 @@ def test_samples_show_what_the_prompt_says(prior, scorer):
     # A chequerboard of the 12 x 8 pairs: every object in four colours, every colour on six objects.
     pairs = [(n, c) for i, n in enumerate(OBJECTS) for j, c in enumerate(COLORS) if (i + j) % 2 == 0]
     assert len(pairs) == 48
-    drawn = sample_images(prior, [caption(*pair) for pair in pairs], 25, 7.5, range(48))
+    drawn = sample_images(prior, [caption(*pair) for pair in pairs], 16, 7.5, range(48))
     recognised = recognize(scorer, drawn)
     wrong = [(pair, said) for pair, said in zip(pairs, recognised, strict=True) if pair != said]
     assert r_precision(scorer, drawn, pairs) >= FLOORS["r_precision_cfg_7.5"], wrong

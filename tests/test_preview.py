@@ -125,7 +125,7 @@ def test_a_prompt_that_is_no_caption_has_no_r_precision_and_one_particle_no_dive
     assert main(["train", *words]) == 0
     assert looks(tmp_path / "run")[1].keys() == {"update", "clip/score", "particles/multi_face_rate", "recognition/view"}
     (grid,) = (tmp_path / "run" / "renders").iterdir()
-    assert iio.imread(grid).shape == (2 * 64, 6 * 2 * 64, 3)
+    assert iio.imread(grid).shape == (2 * 16, 6 * 2 * 16, 3)
 
 
 def test_flat_particles_are_judged_once_and_shown_side_by_side(tmp_path):

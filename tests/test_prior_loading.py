@@ -12,6 +12,7 @@ import torch
 from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
+from dist_vsd.cli import main
 from dist_vsd.priors.hub import is_hub_id
 from dist_vsd.priors.networks import load_network
 from dist_vsd.priors.pipeline_folder import STABLE_DIFFUSION_XL, find_pipeline
@@ -134,21 +135,33 @@ def test_a_cache_that_another_program_filled_with_one_variant_serves(folders, hu
     assert find_pipeline("tiny/half").variants["unet"] == "fp16"
 
 
-OFF, DOWN = {"HF_HUB_OFFLINE": "1"}, {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9"}
+SAMPLE = ["prior", "sample", "a duck", "--num-steps", "2", "--num-samples", "1", "--prior"]
+ABSENT = "prior 'tiny/absent' is neither a folder here nor to be had from the hub"
 
 
-@pytest.mark.parametrize("network", [OFF, DOWN], ids=["off", "down"])
-def test_the_command_line_draws_from_the_hubs_cache_alone(hub, network, tmp_path):
-    settings = environment() | network | {"HF_HUB_CACHE": huggingface_hub.constants.HF_HUB_CACHE}
-    command = [sys.executable, "-m", "dist_vsd", "prior", "sample", "a duck", "--num-steps", "2", "--num-samples", "1", "--prior"]
-    run = {"env": settings, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 240}
-    done = subprocess.run([*command, "tiny/sdxl@v1.0"], **run)
+def test_the_command_line_draws_from_the_hubs_cache_alone_if_it_is_told_to_be_offline(hub, tmp_path, monkeypatch, capsys):
+    """By the hub's own constants; that they come from the environment is the hub's."""
+    monkeypatch.chdir(tmp_path)
+    assert main([*SAMPLE, "tiny/sdxl@v1.0"]) == 0
+    assert (tmp_path / "sample.png").exists()
+    capsys.readouterr()
+    assert main([*SAMPLE, "tiny/absent"]) == 2
+    told = capsys.readouterr().err
+    assert len(told.splitlines()) == 1
+    assert ABSENT in told
+
+
+def test_the_command_line_draws_from_the_hubs_cache_if_the_hub_is_down(hub, tmp_path):
+    """A process of its own: the hub's address is read when its client is imported."""
+    down = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": "http://127.0.0.1:9", "HF_HUB_CACHE": huggingface_hub.constants.HF_HUB_CACHE}
+    run = {"env": environment() | down, "cwd": tmp_path, "capture_output": True, "text": True, "timeout": 240}
+    done = subprocess.run([sys.executable, "-m", "dist_vsd", *SAMPLE, "tiny/sdxl@v1.0"], **run)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "sample.png").exists()
-    refused = subprocess.run([*command, "tiny/absent"], **run)
+    refused = subprocess.run([sys.executable, "-m", "dist_vsd", *SAMPLE, "tiny/absent"], **run)
     assert refused.returncode == 2
     assert len(refused.stderr.splitlines()) == 1, refused.stderr
-    assert "prior 'tiny/absent' is neither a folder here nor to be had from the hub" in refused.stderr
+    assert ABSENT in refused.stderr
 
 
 def test_what_can_be_a_hub_id(tmp_path, monkeypatch):

@@ -18,8 +18,7 @@ from tests.show_cluster import Show
 from tests.warm_python import on_path, python
 from tests.warm_server import FAULT
 
-SHORT = ["a green duck", "--num-particles", "2", *TINY]
-ENDLESS = [*SHORT, "--num-updates", "100000"]
+ENDLESS = ["--num-updates", "100000"]
 # Jobs that go on until they are stopped, or have to last, rest in every update: they leave the cores to others.
 RESTING = {FAULT: "rank_is_slow"}
 # The guide's two lines for one run; its chapter on many is played whole, below.
@@ -78,14 +77,26 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def slow_jobs(slurm, folder):
+def short(random_prior):
+    """Flags of a small run of two particles; nothing here depends on what a prior has learned."""
+    return ["--num-particles", "2", *TINY, "--prior", random_prior]
+
+
+@pytest.fixture(scope="module")
+def endless(short):
+    """The words of a run that goes on until it is stopped."""
+    return ["a green duck", *short, *ENDLESS]
+
+
+@pytest.fixture(scope="module")
+def slow_jobs(slurm, folder, endless):
     """Jobs that mostly wait; they begin before the other tests do, and take no GPU from them.
 
     A signal 90 seconds before a limit of two minutes would be due at once, perhaps before the script has its trap.
     """
     (folder / "stuck.sbatch").write_text(STUCK)
     stuck = slurm.sbatch("--output=%j.log", "--requeue", "--open-mode=append", folder / "stuck.sbatch", cwd=folder, environment=on_path())
-    out_of_time = submit(slurm, folder, "train.sbatch", "timed", *ENDLESS, options=["--time=2", "--signal=B:USR1@60", "--gpus-per-node=0"])
+    out_of_time = submit(slurm, folder, "train.sbatch", "timed", *endless, options=["--time=2", "--signal=B:USR1@60", "--gpus-per-node=0"])
     return {"stuck": stuck, "out of time": out_of_time}
 
 
@@ -113,9 +124,9 @@ def test_a_job_that_runs_out_of_time_saves_and_is_requeued(slurm, slow_jobs, fol
     assert "the job goes back into the queue" in log(folder, job)
 
 
-def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_one_does(slurm, folder):
+def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_one_does(slurm, folder, short):
     """By the guide's line for one node."""
-    flags = [*TINY, "--num-particles", "2", "--num-updates", "24", "--checkpoint-every", "12"]
+    flags = [*short, "--num-updates", "24", "--checkpoint-every", "12"]
     job = submit_line(slurm, folder, ON_ONE_NODE, "preempted", flags, RESTING)
     slurm.wait_until(lambda: (folder / "preempted/metrics.jsonl").exists(), 120, "the first update")
     urgent = slurm.sbatch("--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=sleep 1", cwd=folder)
@@ -131,9 +142,9 @@ def test_a_preempted_run_is_requeued_and_ends_to_the_bit_where_an_undisturbed_on
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
-def test_a_run_on_two_nodes_that_is_asked_to_stop_saves_on_all_ranks_and_is_requeued(slurm, folder):
+def test_a_run_on_two_nodes_that_is_asked_to_stop_saves_on_all_ranks_and_is_requeued(slurm, folder, short):
     """By the guide's line for two nodes."""
-    flags = ["--num-particles", "4", *TINY, "--num-updates", "100000"]
+    flags = [*short, "--num-particles", "4", *ENDLESS]
     job = submit_line(slurm, folder, ON_TWO_NODES, "asked", flags, RESTING)
     wait_for_update(slurm, folder, "asked", 4)
     slurm.run("scancel", "--batch", "--signal=USR1", job)  # as Slurm does before the time limit
@@ -144,8 +155,8 @@ def test_a_run_on_two_nodes_that_is_asked_to_stop_saves_on_all_ranks_and_is_requ
     assert (folder / f"asked/checkpoints/update_{stopped['update']:08d}/manifest.json").exists()
 
 
-def test_a_job_whose_node_dies_goes_on_from_its_checkpoint_on_another(slurm, folder):
-    job = submit(slurm, folder, "train.sbatch", "orphan", *ENDLESS)
+def test_a_job_whose_node_dies_goes_on_from_its_checkpoint_on_another(slurm, folder, endless):
+    job = submit(slurm, folder, "train.sbatch", "orphan", *endless)
     wait_for_update(slurm, folder, "orphan", 4)
     node = slurm.details(job)["NodeList"]
     slurm.lose(node)

@@ -26,7 +26,7 @@ from tests.runs import environment
 from tests.warm_python import python
 
 TINY = {
-    "num_updates": 4, "checkpoint_every": 4, "log_every": 1, "preview_every": 100000, "turntables": False,
+    "num_updates": 4, "checkpoint_every": 4, "log_every": 1, "preview_every": 100000, "turntables": False, "render_size": 16,
     "field.dense_grid.resolutions": [8, 16], "field.num_samples": 16, "wandb.mode": "disabled",
 }  # fmt: skip
 ENDLESS = TINY | {"num_updates": 100000, "checkpoint_every": 100000}

@@ -378,7 +378,7 @@ def test_a_run_on_two_ranks_stopped_and_resumed_is_one_run_with_figures_and_medi
     rows = [row for file in files_of(run) for row in rows_of(file)]
     shown = [row for row in rows if "media/grid.path" in row]
     assert [row["update"] for row in shown] == [*range(4, stopped + 1, 4), *([stopped + 2])] or stopped % 4 == 2
-    assert {row["media/grid.height"] for row in shown} == {256}  # one particle of each rank, 64 pixels twice enlarged
+    assert {row["media/grid.height"] for row in shown} == {64}  # one particle of each rank, 16 pixels twice enlarged
     assert {row["media/turntable.count"] for row in shown} == {2}
     for name in ("phi/gradient_norm", "clip/score", "clip/r_precision", "particles/diversity", "speed/updates_per_second"):
         assert any(name in row for row in rows), name

@@ -72,6 +72,7 @@ class LabArguments:
     """What to measure: energy_distance, mode_weights, in_mode_std, kl, kl_noised, phi_gap (learned phi). The start of
     dist_vsd/lab/measures.py has their definitions."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = Settings()
+    """Of all variants."""
     out: str = "lab"
     """Folder for runs, lab.json and a picture of each mixture."""
     pictures: bool = True

@@ -89,6 +89,7 @@ class TrainArguments(FolderArguments):
     """What `prior train` takes."""
 
     recipe: Annotated[RecipeConfig, tyro.conf.arg(name="")] = RecipeConfig()
+    """Lengths and seed."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -96,6 +97,7 @@ class MultiViewTrainArguments(FolderArguments):
     """What `prior train --kind multiview` takes."""
 
     recipe: Annotated[MultiViewRecipeConfig, tyro.conf.arg(name="")] = MultiViewRecipeConfig()
+    """Lengths and seed."""
     base: str = "embedded"
     """embedded, or the folder of a prior of single views that this command made."""
 

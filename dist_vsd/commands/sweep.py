@@ -57,6 +57,7 @@ class SubmitArguments:
     dry_run: bool = False
     """Say what would be submitted; submit and write nothing."""
     slurm: Annotated[SlurmOptions, tyro.conf.arg(name="")] = SlurmOptions()
+    """What Slurm is asked for."""
 
     def __post_init__(self) -> None:
         if self.jobs < 1:

@@ -71,6 +71,7 @@ class TrainArguments:
     """What `train` takes beside the run's configuration."""
 
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
+    """The configuration."""
     preset: str = DEFAULT_PRESET
     """Where the defaults come from; `dist-vsd info` lists the presets."""
     config: str = ""

@@ -39,6 +39,7 @@ class Settings:
     shift: float = 3.0
     """Of a rectified flow: above 1 more of the time is spent at high noise; Stable Diffusion 3 has 3."""
     timesteps: TimestepConfig = TimestepConfig()
+    """Of t and w(t)."""
 
     def __post_init__(self) -> None:
         if self.process not in PROCESSES:

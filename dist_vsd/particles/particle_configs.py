@@ -55,7 +55,9 @@ class RadianceFieldConfig:
     encoding: str = "dense"
     """dense (fast on a CPU) or hash (Instant-NGP, for 512 pixels)."""
     dense_grid: DenseGridConfig = DenseGridConfig()
+    """Of the encoding dense."""
     hash_grid: HashGridConfig = HashGridConfig()
+    """Of the encoding hash."""
     bound: float = 1.0
     """Half the side of the cube that holds the object, scene units."""
     hidden_width: int = 32
