@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dist_vsd.priors.sampling import sample_images
-from dist_vsd.priors.table import load_prior
+from dist_vsd.priors.table import load_prior, prior_row
 
 SAMPLES_AT_ONCE = 32
 
@@ -35,18 +35,20 @@ class PriorSamples:
         Args:
             prior: its name.
             prompt: of the run.
-            view_words: that follow the prompt, in turn; none: the prompt alone.
+            view_words: that follow the prompt, in turn; none: the prompt alone. A prior that knows cameras is told them instead, and
+                draws views around the object.
         """
+        view_words = () if prior_row(prior).views_per_shot > 1 else view_words
         texts = [f"{prompt}, {words}" for words in view_words] or [prompt]
         return self._drawn(prior, tuple(texts[i * len(texts) // self.num_samples % len(texts)] for i in range(self.num_samples)))
 
     def _draw(self, prior: str, prompts: tuple[str, ...]) -> Tensor:
         pretrained = self._prior(prior)
-        chunks = range(0, len(prompts), SAMPLES_AT_ONCE)
+        num_views, sampler = pretrained.views_per_shot, pretrained.process.samplers[-1]
+        asked, at_once = prompts[::num_views], SAMPLES_AT_ONCE // num_views
         return torch.cat([
             sample_images(
-                pretrained, list(prompts[i : i + SAMPLES_AT_ONCE]), self.num_steps, self.guidance_scale,
-                range(i, min(i + SAMPLES_AT_ONCE, len(prompts))), pretrained.process.samplers[-1],
+                pretrained, list(asked[i : i + at_once]), self.num_steps, self.guidance_scale, range(i, min(i + at_once, len(asked))), sampler
             )
-            for i in chunks
-        ])  # fmt: skip
+            for i in range(0, len(asked), at_once)
+        ])[: len(prompts)]  # fmt: skip
