@@ -45,10 +45,9 @@ class PriorSamples:
     def _draw(self, prior: str, prompts: tuple[str, ...]) -> Tensor:
         pretrained = self._prior(prior)
         num_views, sampler = pretrained.views_per_shot, pretrained.process.samplers[-1]
-        asked, at_once = prompts[::num_views], SAMPLES_AT_ONCE // num_views
-        return torch.cat([
-            sample_images(
-                pretrained, list(asked[i : i + at_once]), self.num_steps, self.guidance_scale, range(i, min(i + at_once, len(asked))), sampler
-            )
-            for i in range(0, len(asked), at_once)
-        ])[: len(prompts)]  # fmt: skip
+        asked, at_once, drawn = prompts[::num_views], SAMPLES_AT_ONCE // num_views, []
+        for first in range(0, len(asked), at_once):
+            chunk = list(asked[first : first + at_once])
+            seeds = range(first, first + len(chunk))
+            drawn.append(sample_images(pretrained, chunk, self.num_steps, self.guidance_scale, seeds, sampler))
+        return torch.cat(drawn)[: len(prompts)]
