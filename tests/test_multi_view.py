@@ -12,6 +12,7 @@ from diffusers.models.attention_processor import Attention
 from dist_vsd.cameras import Cameras, look_at_origin, turntable
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.evaluation.prior_samples import PriorSamples
 from dist_vsd.priors.attention import AttentionBy, sdpa
 from dist_vsd.priors.camera_pose import camera_pose
 from dist_vsd.priors.multi_view import MultiViewPrior
@@ -148,6 +149,13 @@ def test_a_sample_is_four_views_that_depend_on_its_seed_alone(prior):
     both = sample_images(prior, ["a duck", "a red car"], 2, 3.0, [3, 4])
     assert both.shape == (2 * VIEWS, 3, 16, 16)
     torch.testing.assert_close(sample_images(prior, ["a red car"], 2, 3.0, [4]), both[VIEWS:], rtol=0, atol=1e-5)
+
+
+def test_samples_that_runs_are_compared_with_are_views_around_the_object(four_views):
+    bank = PriorSamples(6, num_steps=2)
+    drawn = bank.of(four_views, "a duck", ["front view", "back view"])
+    assert drawn.shape == (6, 3, 16, 16)  # one shot and half of another
+    assert torch.equal(drawn, bank.of(four_views, "a duck", []))
 
 
 SETTINGS = {

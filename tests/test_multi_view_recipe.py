@@ -108,7 +108,8 @@ def test_the_recipe_resumes_to_the_bit_and_writes_a_folder_that_is_found_and_sam
     for name, weight in again.unet.state_dict().items():
         assert torch.equal(weight, networks.unet.state_dict()[name])
     assert first["average/unet.class_embedding.linear_2.weight"].abs().sum() > 0
-    write_multi_view(networks, find_pipeline("embedded").facts, tmp_path / "prior")
+    write_multi_view(networks, EMBEDDED_FOLDER, tmp_path / "prior")
+    assert [file for file in (tmp_path / "prior").rglob("*.json") if "_name_or_path" in file.read_text()] == []
     folder = find_pipeline(str(tmp_path / "prior"))
     assert folder.facts["vocabulary"] == vocabulary(NORMAL_MAP)
     assert folder.facts["camera"] == find_pipeline("embedded").facts["camera"]

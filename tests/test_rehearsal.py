@@ -16,7 +16,7 @@ from dist_vsd.export.surface import surface_of
 from dist_vsd.export.turntable import render_views
 from dist_vsd.objectives import vsd
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
-from dist_vsd.priors.table import PRIORS, load_prior
+from dist_vsd.priors.table import PRIORS, load_prior, prior_row
 from dist_vsd.reporting.stage_figures import StageFigures
 from dist_vsd.runs import checkpoint
 from dist_vsd.training.loop import train
@@ -52,6 +52,7 @@ RUNS = {
     "offloaded": ("latent", LATENT | {"num_particles": 3, "micro_batch_size": 1, "particles": {"offload": True}}),
     "tiles, budgets, and nothing that is hidden": ("embedded", FEW | {"render_size": 16, "field": HASH["field"] | {
         "samples_per_ray": 4, "visible_per_ray": 3, "hidden_below": 1e-4, "tile_points": 100}}),
+    "four views together": ("embedded-multiview", DENSE),
     "two views together": ("embedded", DENSE | {"prior": "two-views", "num_views": 2}),
 }
 
@@ -59,7 +60,7 @@ RUNS = {
 def state_of(name, device):
     preset, settings = RUNS[name]
     config = merge(load_preset(preset), {"prompt": "a green duck", "num_particles": 2} | settings, "test")
-    views = 2 if config.prior == "two-views" else 1
+    views = prior_row(config.prior).views_per_shot
     state = build_state(config, Layout.of(config.num_particles, num_views=views, views_per_shot=views), device)
     for network in (getattr(state.prior, name, None) for name in ("unet", "vae")):
         if network is not None and device == CPU:  # as on a device: Adam's first steps make much of another order of sums

@@ -207,7 +207,7 @@ def _train_multi_view(parsed: MultiViewTrainArguments, base: PipelineFolder, out
 
     device = best_device()
     networks, held_out = train_multi_view(parsed.recipe, base.path, work, device, LineReporter())
-    write_multi_view(networks, base.facts, out)
+    write_multi_view(networks, base.path, out)
     print("measuring", flush=True)
     figures = measure(out, held_out, device)
     write_card(out, figures, dataclasses.asdict(parsed.recipe), parsed.note)

@@ -47,9 +47,10 @@ class PriorSamples:
         """Return the samples for a prompt.
 
         Args:
-            prior: its name. One that scores views together is asked for whole turns around the object, by the prompt alone.
+            prior: its name.
             prompt: of the run.
-            view_words: that follow the prompt, in turn; none: the prompt alone.
+            view_words: that follow the prompt, in turn; none: the prompt alone. A prior that knows cameras is told them instead, and
+                draws views around the object.
         """
         count, num_views = self.num_samples, prior_row(prior).views_per_shot
         if num_views > 1:
@@ -65,4 +66,4 @@ class PriorSamples:
             latents.append(sample_latents(prior, some, self.num_steps, self.guidance_scale, seeds, prior.process.samplers[-1]))
             with torch.no_grad():
                 pictures.append(prior.decode(latents[-1]).cpu())
-        return Samples(torch.cat(pictures), torch.cat(latents).cpu())
+        return Samples(torch.cat(pictures)[: self.num_samples], torch.cat(latents)[: self.num_samples].cpu())

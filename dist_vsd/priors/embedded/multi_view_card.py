@@ -57,19 +57,26 @@ def measure(folder: Path, held_out: ViewGroups, device: torch.device) -> dict[st
     figures["by_guidance"] = {
         f"{scale:g}": judge_groups(scorer, draw_groups(prior, subjects, scale), subjects) for scale in (3.0, 7.5)
     }
-    use_attention(prior.unet, prior.attention)  # each view by itself
-    apart = draw_groups(prior, subjects, 7.5)
-    figures["silhouette_heights_apart_px"] = spread_of_heights(apart)
-    prior.use_attention(prior.attention)
+    apart = MultiViewPrior.load(str(folder), device)
+    use_attention(apart.unet, apart.attention)  # each view by itself
+    figures["silhouette_heights_apart_px"] = spread_of_heights(draw_groups(apart, subjects, 7.5))
 
     pairs = all_pairs()
     drawn = draw_groups(prior, pairs, 7.5)
-    of_views = [pair for pair in pairs for _ in range(VIEWS_TOGETHER)]
-    figures["r_precision_cfg_7.5"] = r_precision(scorer, drawn.flatten(0, 1).to(device), of_views)
+    right = {name: _r_precision(scorer, drawn, pairs, name) for name in OBJECTS}
+    figures["r_precision_cfg_7.5"] = sum(right.values()) / len(right)
+    figures["r_precision_cfg_7.5_by_object"] = right
     rows = [drawn[pairs.index((name, list(COLORS)[(3 * i) % len(COLORS)]))] for i, name in enumerate(OBJECTS)]
     normals = draw_groups(prior, [(name, "white") for name in OBJECTS], 7.5, NORMAL_MAP)
     write_png(tile([torch.cat(pair) for pair in zip(rows, normals, strict=True)]), folder / "samples.png")
     return figures
+
+
+def _r_precision(scorer: ClipScorer, drawn: Tensor, pairs: list[tuple[str, str]], name: str) -> float:
+    """Return R-precision of the views of an object, in all colours."""
+    chosen = [i for i, pair in enumerate(pairs) if pair[0] == name]
+    shown = [pairs[i] for i in chosen for _ in range(VIEWS_TOGETHER)]
+    return r_precision(scorer, drawn[chosen].flatten(0, 1).to(scorer.model.device), shown)
 
 
 def draw_groups(prior: MultiViewPrior, subjects: list[tuple[str, str]], guidance_scale: float, medium: str | None = None) -> Tensor:
@@ -160,6 +167,8 @@ def write_card(folder: Path, figures: dict[str, Any], settings: dict[str, Any], 
         f"| {name} | {found['right_view']:.2f} | {found['one_front']} of {NUM_GROUPS} | {found['heights_px']:.1f} |"
         for name, found in judged
     )
+    by_object = sorted(figures["r_precision_cfg_7.5_by_object"].items(), key=lambda item: item[1])
+    least = f" (the least: {by_object[0][0]}, {by_object[0][1]:.3f})" if by_object[0][1] < 1 else ""
     text = f"""# The embedded prior of four views
 
 The embedded prior, which draws pictures one by one, taught to draw an object from four sides at once: it is told the camera of each view
@@ -179,7 +188,7 @@ Rows of four views a quarter turn apart, the front first, and normal maps; {SAMP
 {views}
 
 Heights without attention between the views: {figures["silhouette_heights_apart_px"]:.1f} px. The judge is the embedded CLIP. R-precision of
-samples of all {len(all_pairs())} pairs, guidance 7.5, each view by itself: {figures["r_precision_cfg_7.5"]:.3f}.
+samples of all {len(all_pairs())} pairs, guidance 7.5, each view by itself: {figures["r_precision_cfg_7.5"]:.3f}{least}.
 
 | t | denoising loss on held-out groups | of their normal maps |
 |---|---|---|

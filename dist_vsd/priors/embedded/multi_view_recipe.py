@@ -10,6 +10,7 @@ import concurrent.futures
 import dataclasses
 import json
 import multiprocessing
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,12 +189,12 @@ def train_multi_view(
     return networks, held_out
 
 
-def write_multi_view(networks: MultiViewNetworks, facts: dict, folder: Path) -> None:
-    """Write a pipeline folder in fp16 safetensors, and the facts that dist_vsd reads.
+def write_multi_view(networks: MultiViewNetworks, base: Path, folder: Path) -> None:
+    """Write a pipeline folder in fp16 safetensors, its VAE the base's, and the facts that dist_vsd reads.
 
     Args:
         networks: trained.
-        facts: of the base.
+        base: the folder that they were made from.
         folder: to write.
     """
     write_tokenizer(folder / "tokenizer", NORMAL_MAP)
@@ -208,5 +209,6 @@ def write_multi_view(networks: MultiViewNetworks, facts: dict, folder: Path) -> 
         requires_safety_checker=False,
     )
     pipeline.to("cpu", torch.float16).save_pretrained(folder)
-    facts = facts | {"vocabulary": vocabulary(NORMAL_MAP), "views_per_shot": VIEWS_TOGETHER}
+    shutil.copytree(base / "vae", folder / "vae", dirs_exist_ok=True)  # as it is: diffusers writes where it was loaded from beside it
+    facts = json.loads((base / FACTS_FILE).read_text()) | {"vocabulary": vocabulary(NORMAL_MAP), "views_per_shot": VIEWS_TOGETHER}
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")
