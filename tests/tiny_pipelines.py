@@ -88,6 +88,37 @@ def write_multi_view(folder):
     return folder
 
 
+MVDREAM_UNET = {
+    "_class_name": "MultiViewUNetModel", "image_size": LATENT_SIZE, "in_channels": 4, "out_channels": 4, "model_channels": 32,
+    "channel_mult": [1, 2], "num_res_blocks": 1, "attention_resolutions": [1, 2], "num_head_channels": 16, "context_dim": WIDTH,
+    "transformer_depth": 1, "camera_dim": 16, "use_checkpoint": False, "ip_dim": 0,
+}  # fmt: skip
+
+
+def write_mvdream(folder):
+    """Write a random pipeline as MVDream's conversion does, its UNet in the original names; return that UNet in diffusers'."""
+    pipeline = build_pipeline("sd2", folder.parent / f"{folder.name}_parts")
+    torch.manual_seed(8)
+    unet = UNet2DConditionModel(
+        sample_size=LATENT_SIZE, block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=WIDTH, attention_head_dim=(2, 4),
+        down_block_types=("CrossAttnDownBlock2D",) * 2, up_block_types=("CrossAttnUpBlock2D",) * 2, use_linear_projection=True,
+    ).eval()  # fmt: skip
+    tensors = {name.removeprefix("model.diffusion_model."): tensor for name, tensor in ldm_unet(unet).items()}
+    told = told_cameras(unet).eval()
+    torch.nn.init.normal_(told.class_embedding.linear_2.weight)
+    for layer, number in (("linear_1", 0), ("linear_2", 2)):
+        for kind in ("weight", "bias"):
+            tensors[f"camera_embed.{number}.{kind}"] = told.state_dict()[f"class_embedding.{layer}.{kind}"]
+    pipeline.save_pretrained(folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "MVDreamPipeline", "unet": ["mv_unet", "MultiViewUNetModel"]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "unet" / "config.json").write_text(json.dumps(MVDREAM_UNET))
+    tensors = {name: tensor.contiguous().clone() for name, tensor in tensors.items()}
+    save_file(tensors, folder / "unet" / "diffusion_pytorch_model.safetensors")
+    return told
+
+
 def copy_configs(folder, destination):
     """Copy a pipeline folder without its weights."""
     return shutil.copytree(folder, destination, ignore=shutil.ignore_patterns("*.safetensors"))

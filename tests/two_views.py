@@ -58,7 +58,8 @@ class TwoViewNetwork(nn.Module):
 class TwoViewPrior:
     """See Prior; x_0 are pictures of 8 x 8 pixels in [-1, 1]."""
 
-    views_per_shot, knows_cameras, image_size, latent_shape = VIEWS, True, SIZE, (3, SIZE, SIZE)
+    views_per_shot, image_size, latent_shape = VIEWS, SIZE, (3, SIZE, SIZE)
+    knows_cameras = camera_is_guided = True
 
     def __init__(self, device, dtype):
         self.process = VariancePreserving(torch.linspace(0.999, 0.01, TIMES).double()).to(device)

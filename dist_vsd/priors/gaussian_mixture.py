@@ -79,7 +79,7 @@ class GaussianMixturePrior:
         ValueError: shapes that don't match, weights that don't sum to 1, covariances that are not symmetric and positive definite.
     """
 
-    image_size, views_per_shot, knows_cameras = 0, 1, False
+    image_size, views_per_shot, knows_cameras, camera_is_guided = 0, 1, False, True
 
     def __init__(self, means: Tensor, covariances: Tensor, weights: Tensor, process: Process) -> None:
         _check_shapes(means, covariances, weights)

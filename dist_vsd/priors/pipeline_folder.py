@@ -5,6 +5,7 @@ Everything that can be wrong with a prior is told here, in one line, before a ru
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import re
@@ -13,6 +14,7 @@ from typing import Any
 
 from dist_vsd.priors.hub import download, is_hub_id
 from dist_vsd.priors.known import instead_of, require_named
+from dist_vsd.priors.mvdream_files import CAMERA_TENSOR, FIRST_TENSOR, MVDREAM_PIPELINES, MVDREAM_UNET, unet_settings
 from dist_vsd.priors.pipeline_files import LDM_PREFIXES, check_tokenizer, find_variant, read_json, read_shapes, weight_files
 
 EMBEDDED_NAME, MULTI_VIEW_NAME = "embedded", "embedded-multiview"
@@ -20,7 +22,7 @@ EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
 # The priors that ship, all of the same world and of the same CLIP.
 EMBEDDED_FOLDERS = {EMBEDDED_NAME: EMBEDDED_FOLDER, MULTI_VIEW_NAME: EMBEDDED_FOLDER.with_name("multi_view_weights")}
 VIEWS_TOGETHER = 4  # that a multi-view prior scores as one sample
-STABLE_DIFFUSION, STABLE_DIFFUSION_XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
+STABLE_DIFFUSION, STABLE_DIFFUSION_XL, MVDREAM = "StableDiffusionPipeline", "StableDiffusionXLPipeline", "MVDreamPipeline"
 # Components with weights, and the stem of their weight files.
 WEIGHTED = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
 COMPONENT_CLASSES = {
@@ -50,7 +52,7 @@ class PipelineFolder:
         variants: for each weighted component, the variant of its files ("fp16") or None.
         facts: of FACTS_FILE, which only priors of this program's recipes have: their vocabulary, the cameras that they were trained on, and
             how many views they score together (views_per_shot), if more than one.
-        kind: STABLE_DIFFUSION or STABLE_DIFFUSION_XL.
+        kind: STABLE_DIFFUSION, STABLE_DIFFUSION_XL or MVDREAM.
         single_file: with the weights of all components in the original layout, or None.
         zeros_for_empty_prompt: whether the empty negative prompt stands for zeros, not for its embedding.
     """
@@ -66,6 +68,16 @@ class PipelineFolder:
     def text_encoders(self) -> list[tuple[str, str]]:
         """The names of its text encoders, each with its tokenizer's."""
         return _text_encoders(self.kind)
+
+    @property
+    def views_per_shot(self) -> int:
+        """How many views it scores together."""
+        return VIEWS_TOGETHER if self.kind == MVDREAM else self.facts.get("views_per_shot", 1)
+
+    @property
+    def unet_settings(self) -> dict[str, Any]:
+        """The UNet's configuration in the terms of diffusers."""
+        return unet_settings(read_json(self.path / "unet" / "config.json", str(self.path)), str(self.path))
 
     def files(self, component: str) -> list[Path]:
         """Return the files that hold a component's weights."""
@@ -164,30 +176,31 @@ def _check_folder(path: Path, prior: str) -> PipelineFolder:
 
 def _check_views(folder: PipelineFolder, shapes: dict[str, tuple[int, ...]], prior: str) -> None:
     """Refuse a multi-view prior whose UNet takes no cameras, or one that takes them and does not say how many views belong together."""
-    views = folder.facts.get("views_per_shot", 1)
-    config = read_json(folder.path / "unet" / "config.json", prior)
+    views, config = folder.views_per_shot, folder.unet_settings
     takes_cameras = config.get("class_embed_type") == "projection"
     if views not in (1, VIEWS_TOGETHER):
         raise ValueError(f"prior {prior!r} scores {views!r} views together ({FACTS_FILE}): {VIEWS_TOGETHER} can be used, or 1")
     if takes_cameras != (views > 1):
         told = "takes cameras" if takes_cameras else "takes no cameras (class_embed_type)"
         raise ValueError(f"prior {prior!r} is damaged: its unet {told}, {FACTS_FILE} has views_per_shot {views}; copy it anew")
-    found, width = shapes.get("class_embedding.linear_1.weight", (0, 0))[1:], config.get("projection_class_embeddings_input_dim")
+    name = CAMERA_TENSOR if folder.kind == MVDREAM else "class_embedding.linear_1.weight"
+    found, width = shapes.get(name, (0, 0))[1:], config.get("projection_class_embeddings_input_dim")
     if takes_cameras and found != (POSE_WIDTH,):
         raise ValueError(
-            f"prior {prior!r} is damaged: its unet's camera (class_embedding.linear_1.weight) takes {found[0]} numbers, its configuration "
+            f"prior {prior!r} is damaged: its unet's camera ({name}) takes {found[0]} numbers, its configuration "
             f"says {width}, a pose has {POSE_WIDTH}; copy it anew"
         )
 
 
 def is_multi_view(prior: str) -> bool:
-    """Say whether a name means a prior that scores several views together, by FACTS_FILE alone; whether it is whole is asked later."""
+    """Say whether a name means a prior that scores several views together, by two small files; whether it is whole is asked later."""
     if prior in EMBEDDED_FOLDERS:
         return prior == MULTI_VIEW_NAME
-    try:
-        return read_json(Path(prior).expanduser() / FACTS_FILE, prior).get("views_per_shot", 1) != 1
-    except (ValueError, OSError, RuntimeError):  # no folder, or none of this program's
-        return False
+    found: dict[str, Any] = {}
+    for file in (FACTS_FILE, "model_index.json"):
+        with contextlib.suppress(ValueError, OSError, RuntimeError):  # no folder, or none of this program's
+            found |= read_json(Path(prior).expanduser() / file, prior)
+    return found.get("views_per_shot", 1) != 1 or found.get("_class_name") in MVDREAM_PIPELINES
 
 
 def _check_single_file(file: Path, configs: str | None, prior: str) -> PipelineFolder:
@@ -228,10 +241,11 @@ def _check_configs(path: Path, prior: str) -> PipelineFolder:
     """Check everything of a pipeline but its weights."""
     index = read_json(path / "model_index.json", prior)
     kind = index.get("_class_name")
-    if kind not in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL):
+    kind = MVDREAM if kind in MVDREAM_PIPELINES else kind
+    if kind not in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, MVDREAM):
         raise ValueError(
             f"prior {prior!r} is a {kind}, not a {STABLE_DIFFUSION} or {STABLE_DIFFUSION_XL}: "
-            "choose Stable Diffusion 1.x, 2.x or an XL base model"
+            "choose Stable Diffusion 1.x, 2.x, an XL base model or MVDream"
         )
     encoders, tokenizers = zip(*_text_encoders(kind), strict=True)
     components = ("unet", "vae", *encoders)
@@ -240,13 +254,15 @@ def _check_configs(path: Path, prior: str) -> PipelineFolder:
             raise ValueError(f"prior {prior!r} is incomplete: {path / name} is missing; copy the whole pipeline folder")
     for name in components:
         _, found = index.get(name, ("", COMPONENT_CLASSES[name]))
-        if found != COMPONENT_CLASSES[name]:
-            raise ValueError(f"prior {prior!r} has a {name} of class {found}, not {COMPONENT_CLASSES[name]}: choose another prior")
+        wanted = MVDREAM_UNET if name == "unet" and kind == MVDREAM else COMPONENT_CLASSES[name]
+        if found != wanted:
+            raise ValueError(f"prior {prior!r} has a {name} of class {found}, not {wanted}: choose another prior")
     if read_json(path / "scheduler" / "scheduler_config.json", prior).get("beta_schedule") is None:
         raise ValueError(f"prior {prior!r} has no beta_schedule in {path / 'scheduler'}: choose a prior that was trained with one")
     for name in tokenizers:
         check_tokenizer(path / name, prior)
-    _check_widths({name: read_json(path / name / "config.json", prior) for name in components}, kind, prior)
+    configs = {name: read_json(path / name / "config.json", prior) for name in components}
+    _check_widths(configs | {"unet": unet_settings(configs["unet"], prior)}, kind, prior)
     zeros = kind == STABLE_DIFFUSION_XL and index.get("force_zeros_for_empty_prompt", True)
     return PipelineFolder(path, dict.fromkeys(components), {}, kind, zeros_for_empty_prompt=zeros)
 
@@ -276,12 +292,14 @@ def _check_widths(configs: dict[str, dict[str, Any]], kind: str, prior: str) -> 
 def _check_shapes(shapes: dict[str, tuple[int, ...]], component: str, path: Path, prior: str) -> None:
     """Refuse weights of something else, by the shape of one tensor that every layout has."""
     config = read_json(path / component / "config.json", prior)
+    config = unet_settings(config, prior) if component == "unet" else config
     if component in ("unet", "vae"):
         expected = (config.get("block_out_channels", [0])[0], config.get("in_channels", 3))
     else:
         expected = (config.get("vocab_size", 49408), config.get("hidden_size", 512))
     first = FIRST_TENSORS[component]
-    names = (name for name in shapes if name in (first, LDM_FIRST_OF_UNET) or (component != "unet" and name.endswith(f".{first}")))
+    same = (first, LDM_FIRST_OF_UNET, FIRST_TENSOR)
+    names = (name for name in shapes if name in same or (component != "unet" and name.endswith(f".{first}")))
     found = next((shapes[name][:2] for name in names), None)
     if found != expected:
         told = "is not there" if found is None else f"has the shape {found}"

@@ -126,6 +126,7 @@ class Prior(Protocol):
         process: how x_0 is noised, and what the network predicts.
         network: for eps_phi to adapt; switched off unless phi is asked, so that the prior stays the pretrained model.
         knows_cameras: whether its network makes use of cameras; one that does not is given none.
+        camera_is_guided: whether the unconditional branch of guidance is told no camera, as it was trained.
         views_per_shot: V. Samples are V views of one particle each, in neighbouring rows: B is a multiple of V wherever it is asked.
         image_size: height and width of the images that encode() wants, pixels; renders of another size are resized.
         latent_shape: of one view's x_0.
@@ -136,6 +137,7 @@ class Prior(Protocol):
     process: Process
     network: Network
     knows_cameras: bool
+    camera_is_guided: bool
     views_per_shot: int
     image_size: int
     latent_shape: tuple[int, ...]
@@ -189,7 +191,7 @@ def guided_prediction(
     """Ask the prior with guidance, in one batched call of the network.
 
     Classifier-free guidance (Ho and Salimans 2022), and Perp-Neg (Armandpour et al. 2023) where ``y`` has negatives. The unconditional
-    branch is told neither text nor camera, so that guidance is towards both.
+    branch is told neither text nor, where the prior says so, camera, so that guidance is towards both.
 
     Args:
         prior: the frozen model.
@@ -215,7 +217,8 @@ def guided_prediction(
     count = len(texts)
     known = None
     if cameras is not None:
-        known = Cameras.cat([cameras.dropped(), *[cameras] * (count - 1)])
+        uncond_knows = cameras.dropped() if prior.camera_is_guided else cameras
+        known = Cameras.cat([uncond_knows, *[cameras] * (count - 1)])
     uncond, cond, *negatives = prior.predict(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts), known).chunk(count)
     if y.negative_weights is None:
         return classifier_free_guidance(uncond, cond, guidance_scale)

@@ -109,7 +109,7 @@ class StableDiffusionPrior:
         attention: what computes the UNets' attention.
     """
 
-    knows_cameras, views_per_shot = False, 1
+    knows_cameras, camera_is_guided, views_per_shot = False, True, 1
     attention = "sdpa"
     network_class = DenoisingUnet
 
@@ -136,9 +136,19 @@ class StableDiffusionPrior:
             ValueError: the prior is missing, incomplete, damaged or of another kind.
         """
         folder = find_pipeline(prior)
-        unet = load_network(UNet2DConditionModel, folder, "unet", dtype)
+        unet = cls.load_unet(folder, dtype)
         vae = load_network(AutoencoderKL, folder, "vae", _vae_dtype(folder, dtype))
         return cls(placed(unet, device), placed(vae, device), _read_process(folder).to(device), folder)
+
+    @classmethod
+    def load_unet(cls, folder: PipelineFolder, dtype: torch.dtype) -> UNet2DConditionModel:
+        """Load the UNet of a folder; ValueError if it is damaged, or scores another number of views together than this class."""
+        if folder.views_per_shot != cls.views_per_shot:
+            raise ValueError(
+                f"prior {str(folder.path)!r} scores {folder.views_per_shot} view(s) together, {cls.views_per_shot} are wanted here: give a "
+                "folder on this machine for several, and one of as many for phi"
+            )
+        return load_network(UNet2DConditionModel, folder, "unet", dtype)
 
     @property
     def device(self) -> torch.device:
@@ -188,7 +198,7 @@ class StableDiffusionPrior:
         folder = find_pipeline(name)
         if self.folder is not None:
             check_unet_fits(folder, self.folder)
-        unet = load_network(UNet2DConditionModel, folder, "unet", dtype_of(self.unet))
+        unet = self.load_unet(folder, dtype_of(self.unet))
         use_attention(unet, self.attention, self.views_per_shot)
         return self.network_class(placed(unet, self.device), _read_process(folder).to(self.device), takes_projected=False)
 
@@ -240,7 +250,7 @@ def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:
 
 
 def _what_unets_share(folder: PipelineFolder) -> dict[str, object]:
-    unet, vae = (read_json(folder.path / name / "config.json", str(folder.path)) for name in ("unet", "vae"))
+    unet, vae = folder.unet_settings, read_json(folder.path / "vae" / "config.json", str(folder.path))
     return {name: unet.get(name) for name in SHARED_BY_UNETS} | {"scaling_factor": vae.get("scaling_factor", 0.18215)}
 
 
