@@ -43,7 +43,7 @@ SMALLER = {
     ("prior", "sample"): SAMPLES,
     ("sweep", "plan"): ["--set", "num_updates=2"],
 }
-PRIORS = ("/stable-diffusion-", "path/to/model.safetensors+")  # parts of names for which a random prior stands in
+PRIORS = ("/stable-diffusion-", "path/to/model.safetensors+", "path/to/mvdream")  # parts of names for which a random prior stands in
 HOURS = {"train": parse_train, "prior": lambda words: read_train(words[1:])}
 FEW = {"256": "4", "64": "3", "32": "2", "16": "4"}
 INSTALLED_BY_OTHERS = ("git", "cd", "wandb")

@@ -63,8 +63,9 @@ def test_its_unet_is_diffusers_own_with_cameras_and_joint_attention(mvdream):
     torch.testing.assert_close(found, uncond + 7.5 * (expected - uncond), rtol=1e-3, atol=1e-4)
 
 
-def test_an_update_of_vsd_goes_through_it(mvdream):
-    settings = {
+@pytest.mark.parametrize("objective", [{}, {"objective": "sds", "sds": {"form": "x_0", "rescale": 0.5}}], ids=["vsd", "its own sds"])
+def test_an_update_goes_through_it(mvdream, objective):
+    settings = objective | {
         "prompt": "a green duck", "prior": str(mvdream[0]), "render_size": 16, "num_updates": 2,
         "field": {"num_samples": 8, "dense_grid": {"resolutions": [6]}},
     }  # fmt: skip

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from dist_vsd.diffusion.process import VariancePreserving, add_noise, v_from_eps
+from dist_vsd.diffusion.process import VariancePreserving, add_noise, v_from_eps, x_0_from_eps
 from dist_vsd.objectives.clip import (
     augmented,
     blurred,
@@ -18,7 +18,7 @@ from dist_vsd.objectives.clip import (
 )  # fmt: skip
 from dist_vsd.objectives.denoising import denoising_gradient
 from dist_vsd.objectives.objective_configs import ClipConfig
-from dist_vsd.objectives.sds import sds_gradient
+from dist_vsd.objectives.sds import rescaled, sds_gradient
 from dist_vsd.objectives.vsd import eps_of_particles, phi_loss
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import caption
@@ -50,6 +50,24 @@ def test_sds_is_the_denoising_gradient_without_the_jacobian():
     sigma_t, w_t = (1 - alpha_t**2).sqrt(), torch.ones(3, 1, dtype=torch.float64)
     kept = denoising_gradient(lambda x: x, x_0, eps, alpha_t, sigma_t, w_t)
     torch.testing.assert_close(kept, 2 * alpha_t * sds_gradient(add_noise(x_0, eps, alpha_t, sigma_t), eps, w_t))
+
+
+def test_sds_toward_x_0_is_sds_weighted_by_sigma_over_alpha():
+    """x_0 - (x_t - sigma eps_hat) / alpha = sigma / alpha (eps_hat - eps): MVDream's form, without rescaling."""
+    x_0, eps, eps_hat = numbers(3, 5), numbers(3, 5, seed=1), numbers(3, 5, seed=2)
+    alpha_t = torch.tensor([[0.9], [0.5], [0.1]], dtype=torch.float64)
+    sigma_t = (1 - alpha_t**2).sqrt()
+    estimate = x_0_from_eps(eps_hat, add_noise(x_0, eps, alpha_t, sigma_t), alpha_t, sigma_t)
+    torch.testing.assert_close(x_0 - rescaled(estimate, numbers(3, 5, seed=3), 0.0), sds_gradient(eps_hat, eps, sigma_t / alpha_t))
+
+
+def test_rescaling_takes_the_spread_of_a_shot_to_that_without_guidance_by_its_share():
+    guided, cond = 3 * numbers(4, 2, 5), numbers(4, 2, 5, seed=1)
+    whole = rescaled(guided, cond, 1.0, views_per_shot=2)
+    for rows in (slice(2), slice(2, 4)):
+        torch.testing.assert_close(whole[rows].std(), cond[rows].std())
+        torch.testing.assert_close(whole[rows] / guided[rows], (cond[rows].std() / guided[rows].std()).expand(2, 2, 5))
+    torch.testing.assert_close(rescaled(guided, cond, 0.5, views_per_shot=2), (guided + whole) / 2)
 
 
 def test_the_loss_on_v_is_the_mean_square_error_of_v():

@@ -54,7 +54,7 @@ PAGES = Pages(
             "--regularization.", "--image.", "--latent.", "--siren.",
         ),
         "Objectives and priors": (
-            "--objective", "--prior", "--guidance-scale", "--negative-prompt", "--timesteps.", "--clip.", "--ancestral.",
+            "--objective", "--prior", "--guidance-scale", "--negative-prompt", "--timesteps.", "--sds.", "--clip.", "--ancestral.",
         ),
         "eps_phi": ("--score.",),
         "Cameras and prompts by view": ("--camera.", "--prompting."),

@@ -41,6 +41,24 @@ class ClipConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class SdsConfig:
+    """What SDS follows: the noise, as DreamFusion's, or x_0, as MVDream's."""
+
+    form: str = "eps"
+    """eps: w(t) (eps_pretrain - eps). x_0: x_0 less the prior's estimate of it, with no other weight."""
+    rescale: float = 0.0
+    """Of the x_0 form: how far the guided estimate is taken back to the spread of the one without guidance, 0 to 1; MVDream: 0.5."""
+
+    def __post_init__(self) -> None:
+        if self.form not in ("eps", "x_0"):
+            raise ValueError(f"sds.form must be eps or x_0, got {self.form!r}: change --sds.form")
+        if not 0.0 <= self.rescale <= 1.0:
+            raise ValueError(f"sds.rescale must be in [0, 1], got {self.rescale}: change --sds.rescale")
+        if self.rescale and self.form != "x_0":
+            raise ValueError(f"sds.rescale {self.rescale:g} is of the x_0 form: add --sds.form x_0, or drop --sds.rescale")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class AncestralConfig:
     """How a particle is drawn from the prior."""
 

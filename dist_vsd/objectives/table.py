@@ -10,7 +10,7 @@ import pkgutil
 from collections.abc import Callable
 from typing import Any
 
-from dist_vsd.objectives.objective_configs import AncestralConfig, ClipConfig
+from dist_vsd.objectives.objective_configs import AncestralConfig, ClipConfig, SdsConfig
 from dist_vsd.particles.representations import REPRESENTATIONS, Representation
 
 
@@ -44,7 +44,7 @@ class ObjectiveRow:
 
 OBJECTIVES: dict[str, ObjectiveRow] = {
     "vsd": ObjectiveRow(made_by="dist_vsd.objectives.vsd:Vsd", needs_phi=True),
-    "sds": ObjectiveRow(made_by="dist_vsd.objectives.sds:Sds"),
+    "sds": ObjectiveRow(made_by="dist_vsd.objectives.sds:Sds", section="sds", config=SdsConfig),
     "denoising": ObjectiveRow(made_by="dist_vsd.objectives.denoising:Denoising"),
     # It compares pictures, and a latent is none.
     "clip": ObjectiveRow(

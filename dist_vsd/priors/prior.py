@@ -207,8 +207,16 @@ def guided_prediction(
     Raises:
         ValueError: s is not 1 and ``y`` has no unconditional text.
     """
+    return guided_and_conditional(prior, x_t, t, y, guidance_scale, cameras)[0]
+
+
+def guided_and_conditional(
+    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float, cameras: Cameras | None = None
+) -> tuple[Tensor, Tensor]:
+    """Return guided_prediction(), and beside it what the prior predicts given text and camera, without guidance; arguments as there."""
     if guidance_scale == 1.0 and not y.negatives:
-        return prior.predict(x_t, t, y.cond, cameras)
+        cond = prior.predict(x_t, t, y.cond, cameras)
+        return cond, cond
     if y.uncond is None:
         raise ValueError(
             f"guidance_scale {guidance_scale:g} needs the embedding of a negative (or empty) prompt, this prior has none: use 1"
@@ -221,5 +229,5 @@ def guided_prediction(
         known = Cameras.cat([uncond_knows, *[cameras] * (count - 1)])
     uncond, cond, *negatives = prior.predict(torch.cat([x_t] * count), t.repeat(count), Text.cat(texts), known).chunk(count)
     if y.negative_weights is None:
-        return classifier_free_guidance(uncond, cond, guidance_scale)
-    return perp_neg(uncond, cond, negatives, y.negative_weights, guidance_scale)
+        return classifier_free_guidance(uncond, cond, guidance_scale), cond
+    return perp_neg(uncond, cond, negatives, y.negative_weights, guidance_scale), cond
