@@ -14,6 +14,7 @@ from dist_vsd.diffusion.timesteps import TimestepConfig
 from dist_vsd.objectives.table import OBJECTIVES, ObjectiveRow
 from dist_vsd.particles.representations import REPRESENTATIONS, Representation
 from dist_vsd.priors.attention_names import ATTENTIONS
+from dist_vsd.priors.compile_names import COMPILES
 from dist_vsd.score.score_config import ScoreConfig
 from dist_vsd.view_words import VIEW_WORDS
 
@@ -203,6 +204,9 @@ class _PlainFields:
     attention: str = "sdpa"
     """What computes the prior's attention: sdpa (torch chooses the kernel), xformers (its extra, and a GPU), or flash (torch's flash kernel
     alone; a GPU, bf16 or fp16)."""
+    compile: str = "off"
+    """How the frozen networks are compiled: off, regions (each kind of block by torch.compile, once for each shape; a C++ compiler, or
+    Triton on a GPU), or graphs (the same, and passes without a gradient launched as CUDA graphs; a GPU)."""
     deterministic: bool = False
     """Sum gradients render by render in the order of particles: the same bits on any layout, more messages, less speed."""
     checkpoint_every: int = 100
@@ -276,7 +280,8 @@ class RunConfig(_FieldsOfTables):
                 raise ValueError(f"{name} must be 0 (automatic) or more, got {getattr(self, name)}: raise {flag(name)}")
         if self.seed < 0:
             raise ValueError(f"seed must be 0 or more, got {self.seed}: change --seed")
-        named = {"objective": OBJECTIVES, "representation": REPRESENTATIONS, "precision": PRECISIONS, "attention": ATTENTIONS}
+        named = {"objective": OBJECTIVES, "representation": REPRESENTATIONS}
+        named |= {"precision": PRECISIONS, "attention": ATTENTIONS, "compile": COMPILES}
         for name, choices in named.items():
             value = getattr(self, name)
             if value not in choices:

@@ -26,7 +26,7 @@ DEFAULT_PRESET = "embedded"
 FREE_ON_RESUME = {
     "resume", "run_dir", "prompt_file", "num_updates", "start_from",
     "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
-    "num_shards", "micro_batch_size", "attention", "particles.offload", "score.recompute", "field.tile_points",
+    "num_shards", "micro_batch_size", "attention", "compile", "particles.offload", "score.recompute", "field.tile_points",
     "turntables", "evaluate_clip",
     "wandb.mode", "wandb.project", "wandb.entity", "wandb.group", "wandb.name", "wandb.tags",
 }  # fmt: skip

@@ -87,7 +87,6 @@ VALUE_CASES = {
     'train "a duck" --lr-decay-begins 1': ("lr_decay_begins", "[0, 1)", "got 1.0"),
     'train "a duck" --score.targets attention convolution': ("score.targets", "attention, feedforward, convolutions, time", "convolution"),
     'train "a duck" --timesteps.annealing cosine': ("timesteps.annealing", "stepped, smooth, descending, none", "'cosine'"),
-    'train "a duck" --timesteps.annealing cosine': ("timesteps.annealing", "stepped, smooth, none", "'cosine'"),
     'train "a duck" --sds.form x0': ("sds.form must be eps or x_0, got 'x0'",),
     'train "a duck" --sds.rescale 2': ("sds.rescale must be in [0, 1], got 2.0",),
     'train "a duck" --sds.rescale 0.5': ("sds.rescale 0.5 is of the x_0 form", "--sds.form x_0"),

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.hash_encoding import vertex_index
 from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid, level_resolutions
 from dist_vsd.particles.particle_configs import DenseGridConfig, HashGridConfig
+from tests.each_kernel import NEEDS_C
 
 # Two levels that fit the table, cell for cell, and two that are hashed.
 HASH = HashGridConfig(num_levels=4, num_features=2, log2_table_size=10, base_resolution=4, finest_resolution=32)
@@ -85,9 +87,24 @@ def test_a_dense_grid_and_its_gradient_are_those_of_torchs_grid_sample(count):
         torch.testing.assert_close(one, other, **ROUNDING)
 
 
-def test_a_point_that_is_no_number_spoils_its_own_features_alone():
-    at = points(3).index_fill(0, torch.tensor([1]), float("nan"))
-    assert DenseGrid(DENSE, generator()).double()(at).isnan().all(1).tolist() == [False, True, False]
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_point_that_is_no_number_spoils_its_own_features_alone(dtype):
+    at = points(3).index_fill(0, torch.tensor([1]), float("nan")).to(dtype)
+    assert DenseGrid(DENSE, generator()).to(dtype)(at).isnan().all(1).tolist() == [False, True, False]
+
+
+@NEEDS_C
+@pytest.mark.parametrize(("num_features", "count"), [(4, 200), (3, 65), (1, 64), (70, 5), (4, 0)])
+def test_the_kernel_in_c_gives_a_dense_grid_and_its_gradient_as_plain_torch_does(num_features, count):
+    """To the rounding of fp32 sums; 70 features are more than it takes, and plain torch serves."""
+    encoding, at = DenseGrid(DenseGridConfig(resolutions=(3, 5, 9), num_features=num_features), generator()), 1.2 * points(count).float()
+    cotangent, results = torch.randn(count, encoding.num_outputs, generator=generator(1)), []
+    for kernels in ("torch", "c"):
+        with served_by(kernels):
+            encoded = encoding(at)
+            results.append([encoded.detach(), *torch.autograd.grad(encoded, list(encoding.levels), cotangent)])
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
 
 
 def test_a_dense_grid_gives_back_the_features_of_a_vertex():

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dist_vsd.kernels import choice
-from dist_vsd.kernels.choice import implementation, kernels_in_words, serves
+from dist_vsd.kernels.choice import implementation, kernels_in_words, serving
 
 CPU, CUDA, META, OTHER = (torch.device(name) for name in ("cpu", "cuda", "meta", "xpu"))
 KERNELS = Path(__file__).parent.parent / "dist_vsd"
@@ -29,11 +29,19 @@ def triton(monkeypatch):
     return let
 
 
-def test_triton_serves_cuda_and_shapes_alone_where_it_lacks_nothing_and_plain_torch_all_else(triton):
+@pytest.fixture
+def in_c(monkeypatch):
+    """Says whether kernels in C can be compiled, whether they can or not."""
+    return lambda there: monkeypatch.setattr(choice.c_kernels, "lacking", lambda: "" if there else "no C compiler is found: install gcc")
+
+
+def test_triton_serves_cuda_and_c_cpus_where_they_lack_nothing_and_plain_torch_all_else(triton, in_c):
     triton(True)
-    assert [implementation(device) for device in (CUDA, META, CPU, OTHER)] == ["triton", "triton", "torch", "torch"]
+    in_c(True)
+    assert [implementation(device) for device in (CUDA, META, CPU, OTHER)] == ["triton", "triton", "c", "torch"]
     triton(False)
-    assert implementation(CUDA) == "torch"
+    in_c(False)
+    assert implementation(CUDA) == implementation(CPU) == "torch"
     triton(True, compiler=False)
     assert implementation(CUDA) == "torch"
 
@@ -48,14 +56,17 @@ def test_the_environment_has_the_last_word(asked, triton, monkeypatch):
 @pytest.mark.parametrize(
     ("asked", "there", "device", "rule"),
     [
-        ("cuda", (True, True), CPU, "DIST_VSD_KERNELS must be one of triton, torch, got 'cuda': change it, or unset it"),
+        ("cuda", (True, True), CPU, "DIST_VSD_KERNELS must be one of triton, c, torch, got 'cuda': change it, or unset it"),
         ("triton", (False, True), CUDA, "=triton can not be had: triton is not installed: pip install triton; or unset"),
         ("triton", (True, False), CUDA, "=triton can not be had: triton finds no C compiler: install gcc; or unset"),
+        ("c", (True, True), CPU, "=c can not be had: no C compiler is found: install gcc; or unset"),
+        ("c", (True, True), CUDA, "=c can not be had: kernels in C serve CPUs, not cuda; or unset"),
         ("triton", (True, True), OTHER, "=triton can not be had: triton serves CUDA, and CPUs in its interpreter, not xpu; or unset"),
     ],
 )
-def test_what_there_is_not_is_refused_with_a_remedy(asked, there, device, rule, triton, monkeypatch):
+def test_what_there_is_not_is_refused_with_a_remedy(asked, there, device, rule, triton, in_c, monkeypatch):
     triton(*there)
+    in_c(False)
     monkeypatch.setenv("DIST_VSD_KERNELS", asked)
     with pytest.raises(ValueError, match=rule):
         implementation(device)
@@ -72,7 +83,7 @@ def test_a_compiler_and_pythons_headers_are_looked_for_where_triton_does(tmp_pat
     monkeypatch.setattr(choice.shutil, "which", {"clang": "/usr/bin/clang"}.get)
     monkeypatch.setattr(choice.sysconfig, "get_paths", lambda scheme: {"include": str(tmp_path)})
     choice._lacking_to_compile.cache_clear()
-    assert choice._lacking_to_compile() == f"triton finds no Python.h in {tmp_path}: install python3-dev"
+    assert choice._lacking_to_compile() == f"there is no Python.h in {tmp_path}: install python3-dev"
     (tmp_path / "Python.h").touch()
     choice._lacking_to_compile.cache_clear()
     assert choice._lacking_to_compile() == ""
@@ -85,14 +96,17 @@ def test_a_compiler_and_pythons_headers_are_looked_for_where_triton_does(tmp_pat
 def test_kernels_serve_single_precision_alone(triton, monkeypatch):
     triton(True)
     monkeypatch.setenv("DIST_VSD_KERNELS", "triton")
-    assert serves(torch.ones(1), torch.ones(2))
-    assert not serves(torch.ones(1), torch.ones(2).double())
+    assert serving(torch.ones(1), torch.ones(2)) == "triton"
+    assert serving(torch.ones(1), torch.ones(2).double()) == "torch"
 
 
-def test_the_choice_is_said_in_a_line_with_its_reason(triton, monkeypatch):
+def test_the_choice_is_said_in_a_line_with_its_reason(triton, in_c, monkeypatch):
     triton(False)
+    in_c(True)
+    assert kernels_in_words(CPU) == "kernels in C"
+    in_c(False)
     assert [kernels_in_words(device) for device in (CPU, CUDA)] == [
-        "plain torch",
+        "plain torch, as no C compiler is found: install gcc",
         "plain torch, as triton is not installed: pip install triton",
     ]
     triton(True)

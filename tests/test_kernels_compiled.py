@@ -9,7 +9,7 @@ from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.compiled import FILES, TARGETS, compiled, kernels
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.hash_encoding import hash_encode
-from tests.both_kernels import NEEDS_TRITON, random_samples
+from tests.each_kernel import NEEDS_TRITON, random_samples
 
 NAMES = [
     "sampling/count", "sampling/write", "hash_encoding/encode", "hash_encoding/gradient",

@@ -8,7 +8,7 @@ import torch
 from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.sampling import Samples
-from tests.both_kernels import BOTH, DEVICE, drawn, random_samples
+from tests.each_kernel import DEVICE, EACH, drawn, random_samples
 from tests.paper_device import DEVICE as PAPER
 from tests.paper_device import OnPaper
 
@@ -58,7 +58,7 @@ def composited(kernels, samples, density, color):
 
 
 @pytest.mark.parametrize("surfaces", [True, False])
-@BOTH
+@EACH
 def test_values_and_gradients_are_those_of_products_ray_by_ray_in_double_precision(kernels, surfaces):
     """With empty rays, samples of no density, and ones so dense that nothing behind them is seen; and with fog that all is seen in."""
     counts = SAMPLES.first.diff()
@@ -91,7 +91,7 @@ def test_in_the_deterministic_mode_an_accelerator_sums_without_cumsum(monkeypatc
         torch.testing.assert_close(found.weights.cpu(), expected.weights.cpu(), rtol=1e-4, atol=1e-6)  # fp32
 
 
-@BOTH
+@EACH
 def test_huge_densities_give_numbers_and_what_is_behind_them_nothing(kernels):
     first = torch.tensor([0, 3, 4, 4, 5], dtype=torch.int32, device=DEVICE)
     t = torch.tensor([1.0, 2, 3, 1, 1], device=DEVICE)
@@ -108,7 +108,7 @@ def test_huge_densities_give_numbers_and_what_is_behind_them_nothing(kernels):
     assert for_density[1:4].tolist() == [0, 0, 0]  # more or less of what is opaque changes nothing
 
 
-@BOTH
+@EACH
 def test_thin_fog_keeps_its_digits(kernels):
     density, color = field(SAMPLES)
     density = torch.full_like(density, 1e-6)
@@ -118,7 +118,7 @@ def test_thin_fog_keeps_its_digits(kernels):
     torch.testing.assert_close(found.opacity.double(), 1e-6 * lengths, rtol=1e-5, atol=0)  # 1 - exp(-x) in fp32 would be off by percents
 
 
-@BOTH
+@EACH
 def test_left_over_slots_have_no_weight_and_no_gradient(kernels):
     weights, *_, for_density, for_color = composited(kernels, SAMPLES, *field(SAMPLES))
     with served_by(kernels):
@@ -137,7 +137,7 @@ def image(samples, density, color, number):
     return alone, density[part], color[part], rays, part
 
 
-@BOTH
+@EACH
 def test_images_give_the_same_bits_together_and_alone(kernels):
     density, color = field(SAMPLES)
     together = [density.clone().requires_grad_(), color.clone().requires_grad_()]
@@ -154,7 +154,7 @@ def test_images_give_the_same_bits_together_and_alone(kernels):
             assert all(torch.equal(one, other[part]) for one, other in zip(found_alone, gradients, strict=True))
 
 
-@BOTH
+@EACH
 def test_sums_along_rays_are_sums_and_their_gradient_is_the_rays(kernels):
     values = drawn(*SAMPLES.t.shape).requires_grad_()
     with served_by(kernels):
@@ -167,7 +167,7 @@ def test_sums_along_rays_are_sums_and_their_gradient_is_the_rays(kernels):
 
 
 @pytest.mark.parametrize("surfaces", [True, False])
-@BOTH
+@EACH
 def test_what_is_behind_opaque_surfaces_is_left_out_and_changes_nothing(kernels, surfaces):
     density, color = field(SAMPLES, surfaces)
     density = density if surfaces else 20 * density
@@ -184,7 +184,7 @@ def test_what_is_behind_opaque_surfaces_is_left_out_and_changes_nothing(kernels,
     assert float(lost.max()) < 1e-4
 
 
-@BOTH
+@EACH
 def test_what_is_visible_and_too_much_is_thinned(kernels):
     with served_by(kernels):
         seen = visible(torch.zeros_like(SAMPLES.t), SAMPLES, 100)  # nothing hides anything
@@ -195,7 +195,7 @@ def test_what_is_visible_and_too_much_is_thinned(kernels):
     assert set(seen.t.tolist()) <= set(SAMPLES.t.tolist())
 
 
-@BOTH
+@EACH
 def test_no_rays_give_nothing(kernels):
     samples = random_samples(num_images=0)
     with served_by(kernels):

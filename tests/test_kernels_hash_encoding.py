@@ -8,7 +8,7 @@ import torch
 
 from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.hash_encoding import hash_encode
-from tests.both_kernels import BOTH, DEVICE, drawn
+from tests.each_kernel import DEVICE, EACH, drawn
 
 RESOLUTIONS = (2, 5, 9, 33)
 SIZES = (27, 216, 256, 128)  # the first two one to one, the others hashed
@@ -61,7 +61,7 @@ def encoded(kernels, at, tables, cotangent, count=None):
 
 
 @pytest.mark.parametrize("num_features", [1, 2, 3])
-@BOTH
+@EACH
 def test_features_and_gradients_are_those_of_a_loop_in_pythons_numbers(kernels, num_features):
     at, features = points(), tables(num_features)
     cotangent = drawn(len(at), 4 * num_features, seed=11) - 0.5
@@ -82,7 +82,7 @@ def test_plain_torch_in_double_precision_equals_the_loop():
     assert torch.autograd.gradcheck(lambda *tables: hash_encode(at[:5], tables, RESOLUTIONS[:2]), leaves, fast_mode=True)
 
 
-@BOTH
+@EACH
 def test_the_hash_of_the_finest_vertices_is_exact_in_32_bits(kernels):
     """A table of its own indices, asked exactly at vertices: y times its prime goes beyond 2^42."""
     vertices = (drawn(100, 3, seed=3, dtype=torch.float64) * 2048).round()
@@ -92,7 +92,7 @@ def test_the_hash_of_the_finest_vertices_is_exact_in_32_bits(kernels):
     assert found[:, 0].tolist() == [entry(vertex, 2048, 2**19) for vertex in vertices.long().tolist()]
 
 
-@BOTH
+@EACH
 def test_a_point_in_the_upper_faces_asks_for_nothing_beyond_its_table(kernels):
     first, second = tables()[:2]
     with served_by(kernels):
@@ -100,7 +100,7 @@ def test_a_point_in_the_upper_faces_asks_for_nothing_beyond_its_table(kernels):
     assert torch.equal(features[0, :2], first[-1])
 
 
-@BOTH
+@EACH
 def test_points_beyond_the_count_have_no_features_and_no_gradient(kernels):
     at, features, num = points(), tables(), 70
     cotangent = drawn(len(at), 8, seed=11)
@@ -112,7 +112,7 @@ def test_points_beyond_the_count_have_no_features_and_no_gradient(kernels):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # atomic additions on a GPU come in any order
 
 
-@BOTH
+@EACH
 def test_backward_keeps_twelve_bytes_a_point(kernels):
     kept = []
     with served_by(kernels), torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
@@ -120,7 +120,7 @@ def test_backward_keeps_twelve_bytes_a_point(kernels):
     assert sum(tensor.nbytes for tensor in kept) == 12 * len(points())
 
 
-@BOTH
+@EACH
 def test_no_points_have_no_features_and_gradients_of_zero(kernels):
     features, gradients = encoded(kernels, points()[:0], tables(), torch.zeros(0, 8, device=DEVICE))
     assert features.shape == (0, 8)
@@ -128,7 +128,7 @@ def test_no_points_have_no_features_and_gradients_of_zero(kernels):
 
 
 def test_in_the_deterministic_mode_plain_torch_serves(monkeypatch):
-    monkeypatch.setattr("dist_vsd.kernels.hash_encoding.serves", lambda *tensors: True)
+    monkeypatch.setattr("dist_vsd.kernels.hash_encoding.serving", lambda *tensors: "triton")
     monkeypatch.setitem(__import__("sys").modules, "dist_vsd.kernels.hash_encoding_triton", None)  # an import of it raises
     monkeypatch.setattr(torch, "are_deterministic_algorithms_enabled", lambda: True)
     assert hash_encode(points(), tables(), RESOLUTIONS).shape == (len(points()), 8)

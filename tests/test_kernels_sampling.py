@@ -1,4 +1,4 @@
-"""kernels/sampling.py: where samples are, by a reference in Python's own numbers; Triton's kernels give the bits of plain torch."""
+"""kernels/sampling.py: where samples are, by a reference in Python's own numbers; all kernels give the bits of plain torch."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import torch
 from dist_vsd.kernels.box import stretch
 from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.sampling import sample_occupied
-from tests.both_kernels import BOTH, BOUND, DEVICE, NEEDS_TRITON, drawn, random_cells, random_rays
+from tests.each_kernel import BOUND, DEVICE, EACH, TRITON_AND_C, drawn, random_cells, random_rays
 
 NUM_SAMPLES = 12
 
@@ -60,23 +60,23 @@ def test_samples_are_where_a_loop_in_pythons_numbers_finds_them(rays, cells):
     assert (samples.first[1:] - samples.first[:-1]).tolist() == [len(row) for row in rows]
 
 
-@NEEDS_TRITON
+@pytest.mark.parametrize("kernels", TRITON_AND_C)
 @pytest.mark.parametrize("budget", [None, 0.3, 0.05])
 @pytest.mark.parametrize("rays", [nasty_rays(), random_rays(200)], ids=["nasty", "random"])
-def test_triton_gives_the_bits_of_plain_torch(rays, budget):
+def test_each_kernel_gives_the_bits_of_plain_torch(rays, budget, kernels):
     """Ties included: points that are on a border of two cells are in the same one in both."""
     num_rays = len(rays[0])
     budget = None if budget is None else max(num_rays // 2, int(budget * num_rays * NUM_SAMPLES))
     for cells in CELLS.values():
         both = []
-        for kernels in ("torch", "triton"):
-            with served_by(kernels):
+        for by in ("torch", kernels):
+            with served_by(by):
                 both.append(sample_occupied(*rays, cells, BOUND, NUM_SAMPLES, num_rays // 2, budget))
         for name in ("ray", "t", "delta", "first"):
             assert torch.equal(*(getattr(samples, name) for samples in both)), name
 
 
-@BOTH
+@EACH
 def test_rays_in_a_face_and_from_within_are_as_long_as_they_are(kernels):
     rows = [((1, 0, -3), (0, 0, 1), 2), ((-1, 0, -3), (0, 0, 1), 2), ((0, 0, 0), (0, 1, 0), 1), ((1.001, 0, -3), (0, 0, 1), 0)]
     origins, directions = (torch.tensor([row[i] for row in rows], dtype=torch.float32, device=DEVICE) for i in (0, 1))
@@ -94,7 +94,7 @@ def test_rays_that_miss_the_cube_begin_and_end_at_zero():
     assert near.tolist() == step.tolist() == [0, 0, 0]
 
 
-@BOTH
+@EACH
 def test_an_image_over_budget_is_thinned_and_the_one_beside_it_is_not(kernels):
     rays = random_rays(20)
     rays = tuple(torch.cat([values, values]) for values in rays)
@@ -113,7 +113,7 @@ def test_an_image_over_budget_is_thinned_and_the_one_beside_it_is_not(kernels):
     torch.testing.assert_close(*lengths, rtol=1e-6, atol=0)  # fp32
 
 
-@BOTH
+@EACH
 def test_images_give_the_same_bits_together_and_alone(kernels):
     rays = random_rays(60)
     with served_by(kernels):
@@ -127,7 +127,7 @@ def test_images_give_the_same_bits_together_and_alone(kernels):
             assert torch.equal(alone.first, together.first[part.start : part.stop + 1] - begin)
 
 
-@BOTH
+@EACH
 def test_left_over_slots_are_harmless_and_there_may_be_nothing_at_all(kernels):
     with served_by(kernels):
         samples = sample_occupied(*random_rays(10), CELLS["some"], BOUND, NUM_SAMPLES, 5, 100)

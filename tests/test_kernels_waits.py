@@ -6,7 +6,7 @@ import torch
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.hash_encoding import hash_encode
 from dist_vsd.kernels.sampling import Samples, sample_occupied
-from tests.both_kernels import random_cells, random_rays, random_samples
+from tests.each_kernel import random_cells, random_rays, random_samples
 from tests.paper_device import DEVICE, OnPaper, recording
 
 

@@ -60,7 +60,7 @@ def test_a_replayed_phi_has_the_same_bits_and_gradients_and_follows_its_weights(
         predicted = ask(x_t, t, y, pose)
         predicted.square().sum().backward()
         results.append([predicted, *(p.grad.clone() for p in score.phi().values())])
-    assert score._replayed._recorded
+    assert score._repeated._recorded
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
     with torch.no_grad():
         assert not torch.equal(score(x_t, t, y, pose), prior.predict(x_t, t, y))  # whose adapters stay off

@@ -30,7 +30,7 @@ class TwoViewNetwork(nn.Module):
     """Patches of both views attend to one another, and to the text; time and camera scale them."""
 
     adapted = {"attention": ("to_q", "to_k", "to_v", "to_out")}
-    can_be_replayed = False
+    can_be_replayed, compiled = False, "off"
     time_width = WIDTH
 
     def __init__(self, process):

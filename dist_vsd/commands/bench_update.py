@@ -13,6 +13,7 @@ from dist_vsd.commands.train_words import parse_words
 from dist_vsd.config import PRECISIONS, RunConfig, flag, nearest
 from dist_vsd.priors.architecture_names import PREFIX, SIZES
 from dist_vsd.priors.attention_names import ATTENTIONS, require_attention
+from dist_vsd.priors.compile_names import COMPILES, require_compile
 from dist_vsd.priors.table import prior_row
 from dist_vsd.writable import require_writable_file
 
@@ -37,7 +38,8 @@ PROMPT = "a green duck"
 # What bench decides itself, and what a user changes instead.
 OWN_FLAGS = {
     "--num-particles": "--num-particles before the --", "--render-size": "--render-size before the --",
-    "--precision": "--precision before the --", "--attention": "--attention before the --", "--prior": "--size",
+    "--precision": "--precision before the --", "--attention": "--attention before the --",
+    "--compile": "--compile before the --", "--prior": "--size",
     **dict.fromkeys(("--run-dir", "--resume", "--dry-run", "--num-updates", "--prompt", "--prompt-file"), "nothing: no run is made"),
 }  # fmt: skip
 
@@ -58,6 +60,8 @@ class UpdateArguments:
     """Of the frozen networks: fp32, bf16 or fp16; empty: bf16 on a GPU and where it is only counted, fp32 on a CPU."""
     attention: str = "sdpa"
     """What computes the prior's attention: sdpa, xformers or flash."""
+    compile: str = "off"
+    """How the frozen networks are compiled: off, regions or graphs."""
     num_updates: int = 10
     """Updates that count."""
     num_warmup: int = 3
@@ -76,7 +80,7 @@ class UpdateArguments:
         for name in ("render_size", "num_warmup"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{flag(name)} must be 0 or more, got {getattr(self, name)}: raise it")
-        named = {"size": (EMBEDDED, *SIZES), "precision": PRECISIONS, "attention": ATTENTIONS}
+        named = {"size": (EMBEDDED, *SIZES), "precision": PRECISIONS, "attention": ATTENTIONS, "compile": COMPILES}
         for name, choices in named.items():
             value = getattr(self, name)
             if value not in choices:
@@ -156,6 +160,7 @@ def check(parsed: UpdateArguments, train_words: tuple[str, ...]) -> None:
     row.check(config.prior, config.texts)
     if not parsed.count_only:
         require_attention(parsed.attention, parsed.precision or "bf16", row.attentions)
+        require_compile(parsed.compile, config.deterministic, row.compiles)
     for name in (RESULTS_FILE, PLOT_FILE):
         require_writable_file(Path(parsed.out, name), f"--out {parsed.out!r}")
 
@@ -175,7 +180,7 @@ def words_to_config(parsed: UpdateArguments, train_words: tuple[str, ...], preci
     # A preset's own choice of micro-batches is for a GPU of any size; here all particles go together unless told otherwise.
     own += ["--precision", precision, "--micro-batch-size", str(parsed.num_particles), "--num-views", "1"]
     # On shapes alone no kernel is chosen.
-    own += [] if parsed.count_only else ["--attention", parsed.attention]
+    own += [] if parsed.count_only else ["--attention", parsed.attention, "--compile", parsed.compile]
     return parse_words([PROMPT, *own, *train_words]).run
 
 
@@ -199,6 +204,8 @@ def show(record: dict[str, Any]) -> None:
         lines["particle-updates/s"] = [f"{row['particle_updates_per_second']:.3g}" for row in rows]
         for stage in rows[0]["stage_ms"]:
             lines[f"ms of {stage}"] = [f"{row['stage_ms'][stage]:.1f}" for row in rows]
+        lines["s of compiling"] = [f"{row['compiling']['seconds']:.1f}" for row in rows]
+        lines["regions compiled, found"] = [f"{row['compiling']['compiled']}, {row['compiling']['found']}" for row in rows]
         lines["peak memory, MiB"] = [f"{row['peak_memory_mib']:,.0f}" for row in rows]
     lines["GFLOP"] = [_rounded(row["flop"] / 1e9) for row in rows]
     lines["GiB read and written, unfused"] = [_rounded(row["bytes"] / 2**30) for row in rows]

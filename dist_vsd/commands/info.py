@@ -10,6 +10,7 @@ from dist_vsd import __version__
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config_files import PRESET_FOLDER, preset_names
 from dist_vsd.priors.attention_names import ATTENTIONS, why_not
+from dist_vsd.priors.compile_names import COMPILES, why_not_compiled
 
 DESCRIPTION = """Show versions, devices and presets; or, with --world-size, which rank would own which particle."""
 PACKAGES = ("torch", "accelerate", "diffusers", "transformers", "peft", "nerfacc", "deepspeed", "xformers", "wandb")
@@ -57,6 +58,8 @@ def run(arguments: list[str]) -> int:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     for attention in ATTENTIONS:
         print(f"attention {attention}: {why_not(attention, 'bf16') or 'there'}")
+    for way in COMPILES:
+        print(f"compile {way}: {why_not_compiled(way) or 'there'}")
     print(f"kernels of fields: {kernels_in_words(best_device())}")
     print(f"devices: {', '.join(gpus) or f'CPU, {torch.get_num_threads()} threads'}")
     print("presets:")

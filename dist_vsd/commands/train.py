@@ -293,6 +293,8 @@ def check_start(config: RunConfig, process: Process) -> None:
         from dist_vsd.kernels.choice import implementation
 
         implementation(process.device)  # refuses what DIST_VSD_KERNELS asks for in vain
+    if config.compile != "off" and process.zero_stage == 3:
+        raise ValueError("--compile can't go with ZeRO 3, which gathers weights in hooks inside the blocks: use ZeRO 2, or drop --compile")
     if config.deterministic and process.zero_stage:
         raise ValueError("--deterministic sums gradients itself, a DeepSpeed configuration does too: use one of the two")
     if not config.deterministic:

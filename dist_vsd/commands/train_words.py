@@ -16,6 +16,7 @@ from dist_vsd.config_files import DEFAULT_PRESET, load_preset, merge, read_yaml
 from dist_vsd.distributed.launcher import launchers_precision
 from dist_vsd.priors.attention_names import require_attention
 from dist_vsd.priors.clip_folder import clip_for
+from dist_vsd.priors.compile_names import require_compile
 from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
@@ -46,8 +47,8 @@ PAGES = Pages(
             "--prompt-file", "--run-dir", "--preset", "--config", "--num-updates", "--seed", "--resume", "--start-from", "--dry-run",
         ),
         "Particles and ranks": (
-            "--num-particles", "--num-views", "--num-shards", "--micro-batch-size", "--precision", "--attention", "--deterministic",
-            "--particles.",
+            "--num-particles", "--num-views", "--num-shards", "--micro-batch-size", "--precision", "--attention", "--compile",
+            "--deterministic", "--particles.",
         ),
         "Representations": (
             "--representation", "--render-size", "--supervise", "--trains", "--final-lr-fraction", "--lr-decay-begins", "--field.",
@@ -108,6 +109,7 @@ def _check_stage(config: RunConfig) -> None:
     """Refuse what can be told to be wrong before anything is loaded."""
     row = prior_row(config.prior)
     require_attention(config.attention, config.precision, row.attentions)
+    require_compile(config.compile, config.deterministic, row.compiles)
     row.check(config.prior, [*config.texts, config.negative_prompt], config.score.prior if config.objective_row.needs_phi else "")
     if row.views_per_shot > 1 and config.is_flat:
         raise ValueError(

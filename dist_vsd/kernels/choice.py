@@ -15,8 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dist_vsd.kernels import c_kernels
+
 VARIABLE = "DIST_VSD_KERNELS"
-IMPLEMENTATIONS = ("triton", "torch")
+IMPLEMENTATIONS = ("triton", "c", "torch")
 
 
 @functools.cache
@@ -42,26 +44,47 @@ def lacking(device: torch.device) -> str:
 def _lacking_to_compile() -> str:
     if not (os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang")):
         return "triton finds no C compiler: install gcc"
+    return lacking_headers()
+
+
+def lacking_headers() -> str:
+    """Return what is lacking to compile against Python's headers, as Triton and torch's own compiler do; nothing where they are there."""
     scheme = sysconfig.get_default_scheme()
     headers = Path(sysconfig.get_paths("posix_prefix" if scheme == "posix_local" else scheme)["include"])
-    return "" if (headers / "Python.h").exists() else f"triton finds no Python.h in {headers}: install python3-dev"
+    return "" if (headers / "Python.h").exists() else f"there is no Python.h in {headers}: install python3-dev"
 
 
 def implementation(device: torch.device) -> str:
     """Return which implementation serves a device.
 
-    ``triton`` on CUDA where it lacks nothing, ``torch`` elsewhere; the environment variable DIST_VSD_KERNELS has the last word. Asked for
-    on a CPU, Triton's kernels run in its interpreter: right numbers, very slowly. The meta device stands for a GPU: nothing is computed.
+    ``triton`` on CUDA and ``c`` on a CPU, where they lack nothing, ``torch`` elsewhere; the environment variable DIST_VSD_KERNELS has the
+    last word. Asked for on a CPU, Triton's kernels run in its interpreter: right numbers, very slowly. The meta device stands for a GPU:
+    nothing is computed.
 
     Raises:
         ValueError: the variable asks for what there is not.
     """
-    asked = os.environ.get(VARIABLE) or ("triton" if device.type in ("cuda", "meta") and not lacking(device) else "torch")
+    asked = os.environ.get(VARIABLE) or _best(device)
     if asked not in IMPLEMENTATIONS:
         raise ValueError(f"{VARIABLE} must be one of {', '.join(IMPLEMENTATIONS)}, got {asked!r}: change it, or unset it")
     if asked == "triton" and lacking(device):
         raise ValueError(f"{VARIABLE}=triton can not be had: {lacking(device)}; or unset {VARIABLE}")
+    if asked == "c" and lacking_c(device):
+        raise ValueError(f"{VARIABLE}=c can not be had: {lacking_c(device)}; or unset {VARIABLE}")
     return asked
+
+
+def _best(device: torch.device) -> str:
+    if device.type == "cpu":
+        return "torch" if lacking_c(device) else "c"
+    return "triton" if device.type in ("cuda", "meta") and not lacking(device) else "torch"
+
+
+def lacking_c(device: torch.device) -> str:
+    """Return what kernels in C lack to serve a device, with the remedy; nothing where they lack nothing. They are compiled for it."""
+    if device.type != "cpu":
+        return f"kernels in C serve CPUs, not {device}"
+    return c_kernels.lacking()
 
 
 @contextlib.contextmanager
@@ -77,9 +100,9 @@ def served_by(kernels: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def serves(*tensors: Tensor) -> bool:
-    """Say whether Triton's kernels serve these tensors: they compute in fp32; what comes in another precision goes to plain torch."""
-    return all(tensor.dtype == torch.float32 for tensor in tensors) and implementation(tensors[0].device) == "triton"
+def serving(*tensors: Tensor) -> str:
+    """Return which of IMPLEMENTATIONS serves these tensors: kernels compute in fp32, plain torch in every precision."""
+    return implementation(tensors[0].device) if all(tensor.dtype == torch.float32 for tensor in tensors) else "torch"
 
 
 def kernels_in_words(device: torch.device) -> str:
@@ -88,4 +111,7 @@ def kernels_in_words(device: torch.device) -> str:
     if implementation(device) == "triton":
         where = "" if device.type == "cuda" else ", in its interpreter"
         return f"Triton {importlib.metadata.version('triton')}{where}{asked}"
-    return "plain torch" + (asked or (f", as {lacking(device)}" if device.type == "cuda" else ""))
+    if implementation(device) == "c":
+        return f"kernels in C{asked}"
+    lacks = {"cuda": lacking, "cpu": lacking_c}.get(device.type)
+    return "plain torch" + (asked or (f", as {lacks(device)}" if lacks else ""))

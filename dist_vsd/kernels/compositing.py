@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dist_vsd.kernels.choice import serves
+from dist_vsd.kernels import c_kernels
+from dist_vsd.kernels.choice import serving
 from dist_vsd.kernels.packing import check_budget, segments, strides
 from dist_vsd.kernels.sampling import Samples
 
@@ -50,13 +51,12 @@ def composite(density: Tensor, color: Tensor, samples: Samples) -> Composited:
         samples: of M slots, N rays.
     """
     density, color = (value.float() if value.dtype in (torch.float16, torch.bfloat16) else value for value in (density, color))
-    in_triton = serves(density, color, samples.t)
-    return Composited(*_Compositing.apply(density, color, samples, in_triton))
+    return Composited(*_Compositing.apply(density, color, samples, serving(density, color, samples.t)))
 
 
 def accumulate(values: Tensor, samples: Samples) -> Tensor:
     """Return (N,) sums of (M,) values along each ray, in a fixed order; differentiable."""
-    return _Accumulation.apply(values, samples, serves(values, samples.t))
+    return _Accumulation.apply(values, samples, serving(values, samples.t))
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def visible(density: Tensor, samples: Samples, budget: int | None, threshold: fl
     num_rays, device = samples.num_rays, samples.t.device
     if budget is not None:
         check_budget(num_rays, samples.rays_per_image, budget)
-    if serves(density, samples.t):
+    if serving(density, samples.t) == "triton":
         from dist_vsd.kernels.compositing_triton import count_visible
 
         counts = count_visible(density.contiguous(), samples.delta, samples.first, threshold)
@@ -101,34 +101,34 @@ def visible(density: Tensor, samples: Samples, budget: int | None, threshold: fl
 
 class _Compositing(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, density: Tensor, color: Tensor, samples: Samples, in_triton: bool) -> tuple[Tensor, ...]:
-        if in_triton:
+    def forward(ctx: Any, density: Tensor, color: Tensor, samples: Samples, by: str) -> tuple[Tensor, ...]:
+        if by == "triton":
             from dist_vsd.kernels.compositing_triton import forward
         else:
-            forward = _forward
+            forward = _forward_in_c if by == "c" else _forward
         density, color = density.contiguous(), color.contiguous()
         weights, transmittance, *of_rays = forward(density, color, samples)
         ctx.save_for_backward(density, color, weights, transmittance)
-        ctx.samples, ctx.in_triton = samples, in_triton
+        ctx.samples, ctx.by = samples, by
         ctx.mark_non_differentiable(transmittance)
         return weights, transmittance, *of_rays
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
-        if ctx.in_triton:
+        if ctx.by == "triton":
             from dist_vsd.kernels.compositing_triton import backward
         else:
-            backward = _backward
+            backward = _backward_in_c if ctx.by == "c" else _backward
         for_weights, _, *for_rays = cotangents
         return *backward(*ctx.saved_tensors, ctx.samples, for_weights, *for_rays), None, None
 
 
 class _Accumulation(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, samples: Samples, in_triton: bool) -> Tensor:
+    def forward(ctx: Any, values: Tensor, samples: Samples, by: str) -> Tensor:
         ctx.samples = samples
-        if in_triton:
+        if by == "triton":
             from dist_vsd.kernels.compositing_triton import sum_along_rays
 
             return sum_along_rays(values.contiguous(), samples.first)
@@ -137,6 +137,17 @@ class _Accumulation(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         return torch.where(ctx.samples.filled(), cotangent[ctx.samples.ray], 0), None, None
+
+
+def _forward_in_c(density: Tensor, color: Tensor, samples: Samples) -> tuple[Tensor, ...]:
+    return c_kernels.composite(density, color, samples.t, samples.delta, samples.first)
+
+
+def _backward_in_c(
+    density: Tensor, color: Tensor, weights: Tensor, transmittance: Tensor, samples: Samples, *cotangents: Tensor
+) -> tuple[Tensor, Tensor]:
+    of_samples = (samples.t, samples.delta, samples.first)
+    return c_kernels.composite_backward(density, color, *of_samples, weights, transmittance, *cotangents)
 
 
 def _forward(density: Tensor, color: Tensor, samples: Samples) -> tuple[Tensor, ...]:

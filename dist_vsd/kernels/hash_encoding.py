@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from dist_vsd.kernels.choice import serves
+from dist_vsd.kernels.choice import serving
 
 # Instant-NGP, equation 4: the first coordinate is not multiplied, for coherence of memory accesses.
 PRIMES = (1, 2_654_435_761, 805_459_861)
@@ -42,7 +42,7 @@ def hash_encode(points: Tensor, tables: Sequence[Tensor], resolutions: Sequence[
         size = table.shape[0]
         if not is_dense(resolution, size) and size & (size - 1):
             raise ValueError(f"a hashed level's entries must be a power of two, got {size} for {resolution} cells: change the table's size")
-    in_triton = serves(points, *tables) and not torch.are_deterministic_algorithms_enabled()
+    in_triton = serving(points, *tables) == "triton" and not torch.are_deterministic_algorithms_enabled()
     return _HashEncoding.apply(points, count, tuple(resolutions), in_triton, *tables)
 
 

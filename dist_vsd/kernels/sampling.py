@@ -8,8 +8,9 @@ import functools
 import torch
 from torch import Tensor
 
+from dist_vsd.kernels import c_kernels
 from dist_vsd.kernels.box import stretch
-from dist_vsd.kernels.choice import serves
+from dist_vsd.kernels.choice import serving
 from dist_vsd.kernels.packing import check_budget, pack, segments, strides
 
 
@@ -57,6 +58,8 @@ class Samples:
 
     def points(self, origins: Tensor, directions: Tensor) -> Tensor:
         """Return (M, 3): where the samples are, given (N, 3) origins and directions; left over slots are at the last ray's origin."""
+        if serving(origins, directions) == "c" and not (origins.requires_grad or directions.requires_grad):
+            return c_kernels.points(origins.contiguous(), directions.contiguous(), self.ray, self.t)
         return origins[self.ray] + self.t[:, None] * directions[self.ray]
 
 
@@ -78,7 +81,7 @@ def sample_occupied(
     kept samples in a row become one, the middle one, that stands for s times the length (the last of a ray for as many as are left);
     s is the smallest power of two with which the image fits. That depends on nothing but the image.
 
-    In Triton's kernels and in plain torch, with the same result. Not differentiable.
+    In Triton's kernels, in C where there is no budget, and in plain torch, with the same result. Not differentiable.
 
     Args:
         origins, directions: (N, 3); directions of unit length.
@@ -97,13 +100,18 @@ def sample_occupied(
     """
     if budget is not None:
         check_budget(origins.shape[0], rays_per_image, budget)
-    if serves(origins, directions, offset):
+    by = serving(origins, directions, offset)
+    rays, binaries = (origins.contiguous(), directions.contiguous(), offset.contiguous()), binaries.contiguous()
+    if by == "c" and budget is None:
+        near, step = stretch(origins, directions, bound, num_samples)
+        found = c_kernels.sample(*rays, near.contiguous(), step.contiguous(), binaries, bound, num_samples)
+        return Samples(*found, num_samples, rays_per_image)
+    if by == "triton":
         from dist_vsd.kernels.sampling_triton import sample
     else:
         sample = _sample
     capacity = None if budget is None else origins.shape[0] // rays_per_image * budget
-    rays = (origins.contiguous(), directions.contiguous(), offset.contiguous())
-    ray, t, delta, first = sample(*rays, binaries.contiguous(), bound, num_samples, rays_per_image, budget, capacity)
+    ray, t, delta, first = sample(*rays, binaries, bound, num_samples, rays_per_image, budget, capacity)
     return Samples(ray, t, delta, first, num_samples, rays_per_image)
 
 

@@ -11,6 +11,8 @@ from scipy.sparse import csr_matrix
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from dist_vsd.kernels import c_kernels
+from dist_vsd.kernels.choice import serving
 from dist_vsd.particles.particle_configs import DenseGridConfig
 
 CORNERS = tuple(itertools.product((0, 1), repeat=3))
@@ -43,7 +45,7 @@ class DenseGrid(nn.Module):
 
 
 class _Interpolation(torch.autograd.Function):
-    """The same on a CPU, as a product with a sparse matrix of 8 weights a point and level.
+    """The same on a CPU: by a kernel in C, or else as a product with a sparse matrix of 8 weights a point and level.
 
     torch's grid_sample() goes through a grid feature by feature, and back also computes the gradient of the points, asked for or not.
     Here a vertex's features lie next to each other and go together: 2 to 3 times as fast, to rounding the same.
@@ -52,23 +54,35 @@ class _Interpolation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, points: Tensor, *levels: Tensor) -> Tensor:
         num_features = levels[0].shape[1]
+        ctx.shapes = [level.shape for level in levels]
+        ctx.by = serving(points, *levels) if num_features <= c_kernels.MOST_FEATURES else "torch"
+        table = torch.cat([level.reshape(num_features, -1).T for level in levels])
+        if ctx.by == "c":
+            points, resolutions = points.contiguous(), torch.tensor([level.shape[-1] for level in levels])
+            ctx.save_for_backward(points, resolutions)
+            return c_kernels.encode(points, table, resolutions)
         vertices, weights = interpolation_weights(points, [level.shape[-1] for level in levels])
         ctx.save_for_backward(vertices, weights)
-        ctx.shapes = [level.shape for level in levels]
-        table = torch.cat([level.reshape(num_features, -1).T for level in levels])
         encoded = nn.functional.embedding_bag(vertices, table, mode="sum", per_sample_weights=weights)
         return encoded.reshape(len(points), len(levels) * num_features)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        vertices, weights = ctx.saved_tensors
         num_features, sizes = ctx.shapes[0][1], [shape[2:].numel() for shape in ctx.shapes]
-        begins = np.arange(0, vertices.numel() + 1, len(CORNERS), dtype=np.int32)
-        matrix = csr_matrix((weights.numpy().reshape(-1), vertices.numpy().reshape(-1), begins), shape=(len(vertices), sum(sizes)))
-        gradient = torch.from_numpy(matrix.T @ cotangent.reshape(-1, num_features).numpy())
+        if ctx.by == "c":
+            points, resolutions = ctx.saved_tensors
+            gradient = c_kernels.encode_backward(points, cotangent.contiguous(), resolutions, torch.Size((sum(sizes), num_features)))
+        else:
+            gradient = _transposed_product(*ctx.saved_tensors, cotangent.reshape(-1, num_features), sum(sizes))
         parts = zip(gradient.split(sizes), ctx.shapes, strict=True)
         return None, *(part.T.reshape(shape) for part, shape in parts)
+
+
+def _transposed_product(vertices: Tensor, weights: Tensor, cotangent: Tensor, num_vertices: int) -> Tensor:
+    begins = np.arange(0, vertices.numel() + 1, len(CORNERS), dtype=np.int32)
+    matrix = csr_matrix((weights.numpy().reshape(-1), vertices.numpy().reshape(-1), begins), shape=(len(vertices), num_vertices))
+    return torch.from_numpy(matrix.T @ cotangent.numpy())
 
 
 def interpolation_weights(points: Tensor, resolutions: list[int]) -> tuple[Tensor, Tensor]:

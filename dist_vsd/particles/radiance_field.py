@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
+from dist_vsd.kernels.two_layers import two_layers
 from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid
 from dist_vsd.particles.occupancy import make_grid, refresh
@@ -50,7 +51,7 @@ class RadianceField(Particle):
     def forward(self, points: Tensor) -> tuple[Tensor, Tensor]:
         """Return (N,) densities, in 1 / scene units, and (N, 3) colours in [0, 1] padded by COLOR_PADDING, at (N, 3) points."""
         config = self.config
-        raw = self.output(torch.relu_(self.hidden(self.encoding(points / config.bound))))
+        raw = two_layers(self.encoding(points / config.bound), self.hidden, self.output)
         start = config.density_strength * (1 - points.norm(dim=-1) / config.density_radius)
         color = (1 + 2 * COLOR_PADDING) * raw[:, 1:].sigmoid() - COLOR_PADDING
         return nn.functional.softplus(raw[:, 0] + start), color

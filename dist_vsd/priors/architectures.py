@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.architecture_names import size_of
-from dist_vsd.priors.attention import use_attention
 from dist_vsd.priors.networks import placed
 from dist_vsd.priors.prior import Text, TextEmbeddings
 from dist_vsd.priors.stable_diffusion import DenoisingUnet, StableDiffusionPrior
@@ -150,8 +149,7 @@ class RandomPrior(StableDiffusionPrior):
         """Build another UNet of this size, with other weights, for a phi that does not sit on this one's."""
         check_random_prior(f"random:{self.size}", (), name)
         unet = build_unet(self.size, self.device, self.unet.dtype, seed=1)
-        use_attention(unet, self.attention)
-        return DenoisingUnet(unet, self.process, takes_projected=False)
+        return self._of_phi(unet, self.process)
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Draw a normal embedding for each text, by its letters: equal texts have equal ones."""

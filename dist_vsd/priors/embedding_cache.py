@@ -20,20 +20,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from dist_vsd.cache_folder import cache_folder
 from dist_vsd.serialization import read_tensors, write_tensors
 
 # A file that changed this short a time ago may change again within one tick of the file system's clock, its time staying the same.
 RACY_SECONDS = 2.0
 MOST_BYTES = 2 * 2**30
 NUM_FOLDERS = 256  # that entries are dealt to, evenly, by the first two digits of their keys; each is bounded by itself
-
-
-def cache_folder() -> Path | None:
-    """Return where entries are kept; None without a home."""
-    try:
-        return Path(os.environ.get("DIST_VSD_CACHE") or "~/.cache/dist_vsd").expanduser()
-    except RuntimeError:
-        return None
 
 
 def file_digest(file: Path) -> str:

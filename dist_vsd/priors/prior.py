@@ -102,6 +102,7 @@ class Network(Protocol):
         time_embedding: the module whose (B, time_width) output conditions every layer on t, to which phi adds its camera's.
         time_width: of that.
         can_be_replayed: whether it calls the same operations whatever its inputs' numbers (see priors/replay.py).
+        compiled: how it is compiled, of compile_names.COMPILES.
     """
 
     process: Process
@@ -109,6 +110,7 @@ class Network(Protocol):
     time_embedding: nn.Module
     time_width: int
     can_be_replayed: bool
+    compiled: str
 
     def __call__(self, x_t: Tensor, t: Tensor, y: Text, cameras: Cameras | None = None) -> Tensor:
         """See Prior.predict."""

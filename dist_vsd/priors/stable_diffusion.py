@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from types import MappingProxyType
 from typing import Any
@@ -15,11 +16,11 @@ from torch import Tensor, nn
 from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.attention import use_attention
+from dist_vsd.priors.compiled import compile_regions, repeated
 from dist_vsd.priors.networks import load_network, placed
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
 from dist_vsd.priors.prior import Text, TextEmbeddings
-from dist_vsd.priors.replay import Replayed
 from dist_vsd.priors.text_encoder import embed_texts
 from dist_vsd.priors.text_projections import TextProjections
 
@@ -44,7 +45,7 @@ class DenoisingUnet(nn.Module):
             "time": ("time_emb_proj",),
         }
     )
-    can_be_replayed = True
+    can_be_replayed, compiled = True, "off"
 
     def __init__(self, unet: UNet2DConditionModel, process: VariancePreserving, takes_projected: bool = True) -> None:
         super().__init__()
@@ -75,12 +76,18 @@ class DenoisingUnet(nn.Module):
         if unet.config.addition_embed_type == "text_time":
             assert y.pooled is not None, "an XL model needs pooled embeddings"
             height, width = (SDXL_LATENT_SCALE * side for side in x_t.shape[-2:])
-            time_ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=x_t.device)
-            conditions = {"text_embeds": y.pooled.to(dtype), "time_ids": time_ids.expand(len(x_t), -1)}
+            time_ids = _micro_conditioning(height, width, x_t.device).expand(len(x_t), -1)
+            conditions = {"text_embeds": y.pooled.to(dtype), "time_ids": time_ids}
         seen_from = self._camera_labels(len(x_t), cameras)
         with self._given(y):
             prediction = unet(x_t.to(dtype), t, y.tokens.to(dtype), class_labels=seen_from, added_cond_kwargs=conditions).sample
         return prediction.to(x_t.dtype)  # before any difference is taken of it
+
+    def use_compile(self, way: str) -> None:
+        """Let it be compiled by one of COMPILES that is there."""
+        self.compiled = way
+        if way != "off":
+            compile_regions(self.unet)
 
     def projected(self, y: Text) -> Text:
         """Return texts with the keys and values that this network makes of them."""
@@ -107,10 +114,11 @@ class StableDiffusionPrior:
         latent_shape: (channels, h, w) of its x_0.
         scaling_factor: between the VAE's latents and x_0.
         attention: what computes the UNets' attention.
+        compiled: how the UNets and the encoder are compiled.
     """
 
     knows_cameras, camera_is_guided, views_per_shot = False, True, 1
-    attention = "sdpa"
+    attention, compiled = "sdpa", "off"
     network_class = DenoisingUnet
 
     def __init__(
@@ -120,8 +128,7 @@ class StableDiffusionPrior:
         self.scaling_factor = vae.config.scaling_factor
         self.image_size = unet.config.sample_size * 2 ** (len(vae.config.block_out_channels) - 1)
         self.latent_shape = (unet.config.in_channels, unet.config.sample_size, unet.config.sample_size)
-        self._predicted = Replayed(lambda x_t, t, *given: self.network(x_t, t, Text(*given[:3]), Cameras.of_tensors(given[3:])))
-        self._means = Replayed(lambda image: self.vae.encode(image).latent_dist.mean)
+        self._repeat()
 
     @classmethod
     def load(cls, prior: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> StableDiffusionPrior:
@@ -184,7 +191,22 @@ class StableDiffusionPrior:
         """Let the UNet, and those of network_of(), attend by a back end of attention_names.ATTENTIONS that is there."""
         self.attention = attention
         use_attention(self.unet, attention, self.views_per_shot)
-        self._predicted.forget()
+        self._repeat()
+
+    def use_compile(self, way: str) -> None:
+        """Compile the encoder, the UNet, and those of network_of(), by one of compile_names.COMPILES that is there."""
+        self.compiled = way
+        self.network.use_compile(way)
+        if way != "off":
+            compile_regions(self.vae.encoder)
+        self._repeat()
+
+    def _repeat(self) -> None:
+        def predict(x_t: Tensor, t: Tensor, *given: Tensor) -> Tensor:
+            return self.network(x_t, t, Text(*given[:3]), Cameras.of_tensors(given[3:]))
+
+        self._predicted = repeated(predict, self.compiled)
+        self._means = repeated(lambda image: self.vae.encode(image).latent_dist.mean, self.compiled)
 
     def network_of(self, name: str) -> DenoisingUnet:
         """Load another checkpoint's UNet and process alone, for a phi that does not sit on this one's.
@@ -199,8 +221,14 @@ class StableDiffusionPrior:
         if self.folder is not None:
             check_unet_fits(folder, self.folder)
         unet = self.load_unet(folder, dtype_of(self.unet))
+        return self._of_phi(placed(unet, self.device), _read_process(folder).to(self.device))
+
+    def _of_phi(self, unet: UNet2DConditionModel, process: VariancePreserving) -> DenoisingUnet:
+        """Return a network of phi's own, computed as this one."""
         use_attention(unet, self.attention, self.views_per_shot)
-        return self.network_class(placed(unet, self.device), _read_process(folder).to(self.device), takes_projected=False)
+        network = self.network_class(unet, process, takes_projected=False)
+        network.use_compile(self.compiled)
+        return network
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Embed prompts, from the cache or by the text encoders (see embed_texts).
@@ -221,6 +249,12 @@ class StableDiffusionPrior:
             uncond = Text(torch.zeros_like(uncond.tokens), None if uncond.pooled is None else torch.zeros_like(uncond.pooled))
         rows = self.network.projected(Text.cat([rows[:-1], uncond]))
         return TextEmbeddings(rows[:-1], rows[-1:].expand(len(prompts)))
+
+
+@functools.cache
+def _micro_conditioning(height: int, width: int, device: torch.device) -> Tensor:
+    """Return what XL is told of a picture, (6,) on the device: brought there once and not in every pass."""
+    return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
 
 
 def dtype_of(network: nn.Module) -> torch.dtype:

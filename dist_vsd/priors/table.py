@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from dist_vsd.priors.architecture_names import is_random_prior
 from dist_vsd.priors.attention_names import ATTENTIONS
+from dist_vsd.priors.compile_names import COMPILES
 from dist_vsd.priors.pipeline_folder import VIEWS_TOGETHER, is_multi_view
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class PriorRow:
         means: whether a name, as --prior takes it, is of this kind.
         views_per_shot: V, how many views of a particle it scores together.
         attentions: what can compute its attention, of attention_names.ATTENTIONS; more than sdpa means that it has ``use_attention``.
+        compiles: how it can be compiled, of compile_names.COMPILES; more than off means that it has ``use_compile``.
     """
 
     made_by: str
@@ -38,9 +40,15 @@ class PriorRow:
     means: Callable[[str], bool]
     views_per_shot: int = 1
     attentions: tuple[str, ...] = ("sdpa",)
+    compiles: tuple[str, ...] = ("off",)
 
     def load(
-        self, name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+        self,
+        name: str,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | None = None,
+        attention: str = "sdpa",
+        compiled: str = "off",
     ) -> Prior:
         """Load a prior of this kind; ValueError if it can't be used."""
         kind = pkgutil.resolve_name(self.made_by)
@@ -48,6 +56,9 @@ class PriorRow:
         if attention != "sdpa":
             assert attention in self.attentions, (attention, self.attentions)  # require_attention() is asked before
             prior.use_attention(attention)
+        if compiled != "off":
+            assert compiled in self.compiles, (compiled, self.compiles)  # require_compile() is asked before
+            prior.use_compile(compiled)
         return prior
 
     def check(self, name: str, texts: Sequence[str], prior_of_phi: str = "") -> None:
@@ -62,6 +73,7 @@ PRIORS: dict[str, PriorRow] = {
         checked_by="dist_vsd.priors.pipeline_check:check_pipeline",
         means=lambda _name: True,
         attentions=ATTENTIONS,
+        compiles=COMPILES,
     ),
     "multi_view": PriorRow(
         made_by="dist_vsd.priors.multi_view:MultiViewPrior",
@@ -75,6 +87,7 @@ PRIORS: dict[str, PriorRow] = {
         checked_by="dist_vsd.priors.architectures:check_random_prior",
         means=is_random_prior,
         attentions=ATTENTIONS,
+        compiles=COMPILES,
     ),
 }
 
@@ -85,7 +98,11 @@ def prior_row(name: str) -> PriorRow:
 
 
 def load_prior(
-    name: str, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, attention: str = "sdpa"
+    name: str,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    attention: str = "sdpa",
+    compiled: str = "off",
 ) -> Prior:
     """Load a prior by its name, of whatever kind it is.
 
@@ -94,8 +111,9 @@ def load_prior(
         device: of its networks.
         dtype: of their weights; None: fp32.
         attention: what computes its attention, of attention_names.ATTENTIONS.
+        compiled: how it is compiled, of compile_names.COMPILES.
 
     Raises:
         ValueError: it is missing, incomplete, damaged or of another kind, or the attention is not there.
     """
-    return prior_row(name).load(name, device, dtype, attention)
+    return prior_row(name).load(name, device, dtype, attention, compiled)

@@ -46,6 +46,7 @@ def published_ways(config: RunConfig, can_fp16: bool, has_real_size: bool) -> li
         particles=dataclasses.replace(config.particles, theta_batch=1, phi_batch=1, offload=False),
         micro_batch_size=1,
         attention="sdpa",
+        compile="off",
         deterministic=False,
     )
     samples = (THU_ML_SAMPLES, THREESTUDIO_SAMPLES) if has_real_size else (config.field.num_samples,) * 2

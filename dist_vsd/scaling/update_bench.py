@@ -14,6 +14,7 @@ import torch
 from dist_vsd.config import RunConfig
 from dist_vsd.device import peak_memory_mib, reset_peak_memory, synchronize
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.priors.compiled import compilations
 from dist_vsd.scaling.counted_work import CountedWork, shapes_alone
 from dist_vsd.scaling.peaks import Peaks
 from dist_vsd.stopwatch import waiting_at_stages
@@ -64,7 +65,7 @@ def measure_way(way: Way, device: torch.device, num_updates: int, num_warmup: in
     gc.collect()
     reset_peak_memory(device)
     state = _state(way, device)
-    seconds, index = [], 0
+    seconds, index, before = [], 0, dataclasses.replace(compilations)
     for index in range(num_warmup + num_updates):
         synchronize(device)
         begin = time.perf_counter()
@@ -87,6 +88,8 @@ def measure_way(way: Way, device: torch.device, num_updates: int, num_warmup: in
         "share_of_matmul_peak": flop / median / peaks.matmul_flop_per_second,
         "share_of_copy_peak": num_bytes / median / peaks.copy_bytes_per_second,
         "peak_memory_mib": peak,
+        "first_update_seconds": seconds[0],
+        "compiling": {name: getattr(compilations, name) - getattr(before, name) for name in ("seconds", "compiled", "found")},
     }
 
 

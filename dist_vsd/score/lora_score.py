@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from dist_vsd.cameras import Cameras
+from dist_vsd.priors.compiled import repeated
 from dist_vsd.priors.prior import Network, Text
-from dist_vsd.priors.replay import Replayed
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
 from dist_vsd.score.lora_layer import CastLoraConv2d, CastLoraLinear, CastOnce
 from dist_vsd.score.score_config import ScoreConfig
@@ -59,9 +59,10 @@ class LoraScore(nn.Module):
         self.camera_embedding = CameraEmbedding(num_inputs, network.time_width, generator).to(device) if num_inputs else None
         self._offset: Tensor | None = None
         network.time_embedding.register_forward_hook(self._add_offset)
-        self._replayed = Replayed(
-            lambda x_t, t, pose, *given: self._ask(x_t, t, Text(*given[:3]), pose, Cameras.of_tensors(given[3:]))
-        )
+        def ask(x_t: Tensor, t: Tensor, pose: Tensor, *given: Tensor) -> Tensor:
+            return self._ask(x_t, t, Text(*given[:3]), pose, Cameras.of_tensors(given[3:]))
+
+        self._repeated = repeated(ask, network.compiled)
 
     def _add_offset(self, _module: nn.Module, _inputs: Any, time_embedding: Tensor) -> Tensor:
         return time_embedding if self._offset is None else time_embedding + self._offset.to(time_embedding.dtype)
@@ -88,12 +89,13 @@ class LoraScore(nn.Module):
         return checkpoint(as_phi, *inputs, use_reentrant=False, preserve_rng_state=False)
 
     def _cast_matrices(self) -> None:
-        """Give the layers their matrices in the network's precision for one pass; not under ZeRO 3, which shards them."""
+        """Give the layers their matrices, in the network's precision, for one pass; not under ZeRO 3, which gathers them in hooks."""
         pairs = [(layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight) for layer in self._adapted]
         dtype = self._adapted[0].get_base_layer().weight.dtype
-        if not self.casts_once or dtype == pairs[0][0].dtype or hasattr(pairs[0][0], "ds_id"):
+        if not self.casts_once or hasattr(pairs[0][0], "ds_id"):
             return
-        casts = CastOnce.apply(dtype, *(matrix for pair in pairs for matrix in pair))
+        matrices = [matrix for pair in pairs for matrix in pair]
+        casts = matrices if dtype == matrices[0].dtype else CastOnce.apply(dtype, *matrices)
         for layer, down, up in zip(self._adapted, casts[::2], casts[1::2], strict=True):
             layer.matrices = (down, up)
 
@@ -114,15 +116,21 @@ class LoraScore(nn.Module):
         Returns:
             Like x_t; the gradient flows to phi and x_t.
         """
-        if self._can_be_replayed():
-            return self._replayed(x_t, t, pose, y.tokens, y.pooled, y.projected, *(() if cameras is None else cameras.tensors()))
+        if self._can_be_repeated():
+            return self._repeated(x_t, t, pose, y.tokens, y.pooled, y.projected, *(() if cameras is None else cameras.tensors()))
         return self._ask(x_t, t, y, pose, cameras)
 
-    def _can_be_replayed(self) -> bool:
-        """Say whether a pass calls the same operations on the same tensors every time: not where ZeRO 3 shards them, or casts are made."""
+    def _can_be_repeated(self) -> bool:
+        """Say whether a pass calls the same operations on the same tensors every time: not where ZeRO 3 shards them.
+
+        A graph has casts and recomputed blocks in it; what replays operations has not.
+        """
         matrix = self._adapted[0].lora_A[ADAPTER].weight
-        whole = not hasattr(matrix, "ds_id") and self._adapted[0].get_base_layer().weight.dtype == matrix.dtype
-        return whole and self.network.can_be_replayed and not self._recomputes
+        if not self.network.can_be_replayed or hasattr(matrix, "ds_id"):
+            return False
+        if self.network.compiled == "graphs":
+            return True
+        return self._adapted[0].get_base_layer().weight.dtype == matrix.dtype and not self._recomputes
 
     def _ask(self, x_t: Tensor, t: Tensor, y: Text, pose: Tensor, cameras: Cameras | None) -> Tensor:
         self._offset = self.camera_embedding(pose) if self.camera_embedding is not None else None

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from dist_vsd.device import is_accelerator
+from dist_vsd.priors.compiled import compilations
 from dist_vsd.runs import checkpoint
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.runs.start import mend
@@ -45,6 +46,8 @@ def train(
         collectives.begin_update(is_timed=is_logged)
         report = _update(state, index, is_logged)
         unread.append(report)
+        for line in compilations.news():  # what an update compiles is told by it: blocks are, when they meet a shape first
+            listener.event(done, line)
         is_saved = done % config.checkpoint_every == 0 or stop.requested  # what was saved shall be mended first
         if is_logged or is_saved or not is_accelerator(state.prior.device):
             read(unread)  # the one wait of an update, if it has one

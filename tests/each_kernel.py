@@ -1,15 +1,16 @@
-"""Both implementations of the kernels side by side: Triton's, compiled where there is a GPU and interpreted elsewhere; plain torch."""
-
+"""All implementations of the kernels side by side: Triton's, compiled where there is a GPU and interpreted elsewhere; in C; plain torch."""
 
 import pytest
 import torch
 
-from dist_vsd.kernels.choice import has_triton
+from dist_vsd.kernels.choice import has_triton, lacking_c
 from dist_vsd.kernels.sampling import sample_occupied
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 NEEDS_TRITON = pytest.mark.skipif(not has_triton(), reason="triton is not installed: pip install triton")
-BOTH = pytest.mark.parametrize("kernels", ["torch", pytest.param("triton", marks=NEEDS_TRITON)])
+NEEDS_C = pytest.mark.skipif(bool(lacking_c(DEVICE)), reason=lacking_c(DEVICE) or "kernels in C are there")
+TRITON_AND_C = [pytest.param("triton", marks=NEEDS_TRITON), pytest.param("c", marks=NEEDS_C)]
+EACH = pytest.mark.parametrize("kernels", ["torch", *TRITON_AND_C])
 BOUND = 1.0
 
 
