@@ -124,7 +124,7 @@ def test_replayed_passes_of_prior_and_phi_are_the_same_to_the_bit_with_cameras(f
         first = score(x_t, t, y, pose, cameras)
         for _ in range(ASKED_BEFORE + 2):
             again, of_prior = score(x_t, t, y, pose, cameras), prior.predict(x_t, t, y, cameras)
-        assert score._replayed._recorded
+        assert score._repeated._recorded
         assert prior._predicted._recorded
         other = Cameras.cat([turntable(VIEWS, 60.0, 3.0, 40.0)] * 2)  # nothing of a camera was recorded
         assert not torch.equal(score(x_t, t, y, pose, other), again)
