@@ -154,7 +154,7 @@ def test_a_sample_is_four_views_that_depend_on_its_seed_alone(prior):
 def test_samples_that_runs_are_compared_with_are_views_around_the_object(four_views):
     bank = PriorSamples(6, num_steps=2)
     drawn = bank.of(four_views, "a duck", ["front view", "back view"])
-    assert drawn.shape == (6, 3, 16, 16)  # one shot and half of another
+    assert drawn.pictures.shape == (6, 3, 16, 16)  # one shot and half of another
     assert torch.equal(drawn, bank.of(four_views, "a duck", []))
 
 
