@@ -130,7 +130,7 @@ def test_heights_of_silhouettes_are_compared_within_a_group():
 
 
 SHIPPED = EMBEDDED_FOLDERS["embedded-multiview"]
-FLOORS = {"right_view": 0.85, "one_front": 12, "r_precision_cfg_7.5": 0.9}
+FLOORS = {"right_view": 0.85, "one_front": 0.7, "r_precision": 0.88}
 
 
 def test_the_shipped_weights_draw_an_object_from_four_sides_with_one_front():
@@ -139,7 +139,7 @@ def test_the_shipped_weights_draw_an_object_from_four_sides_with_one_front():
     drawn = draw_groups(load_prior("embedded-multiview"), subjects, 7.5)
     found = judge_groups(ClipScorer.load(), drawn, subjects)
     assert found["right_view"] >= 15 / 16
-    assert found["one_front"] >= 3
+    assert found["one_front"] >= 3 / 4
 
 
 def test_the_shipped_weights_hear_the_camera_and_the_other_views():
@@ -154,10 +154,10 @@ def test_the_shipped_weights_hear_the_camera_and_the_other_views():
 
 def test_the_card_meets_its_floors_and_all_that_ships_is_small():
     figures = json.loads((SHIPPED / "measurements.json").read_text())["figures"]
-    judged = figures["by_guidance"]["7.5"]
-    found = {name: judged.get(name, figures.get(name)) for name in FLOORS}
-    assert {name: value for name, value in found.items() if value < FLOORS[name]} == {}
-    assert f"{figures['r_precision_cfg_7.5']:.3f}" in (SHIPPED / "README.md").read_text()
+    card = (SHIPPED / "README.md").read_text()
+    for judged in figures["by_guidance"].values():
+        assert {name: judged[name] for name in FLOORS if judged[name] < FLOORS[name]} == {}
+        assert f"| {judged['right_view']:.3f} | {judged['one_front']:.3f} | {judged['r_precision']:.3f} |" in card
     files = [file for folder in EMBEDDED_FOLDERS.values() for file in folder.rglob("*.safetensors")]
     assert sum(file.stat().st_size for file in files) <= 24e6
     assert (SHIPPED / "samples.png").stat().st_size > 0
