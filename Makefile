@@ -37,7 +37,7 @@ $(VENV)/.installed_for_tests: $(VENV)/.installed_for_quick
 
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch_configs/cpu.yaml --num_processes $(RANKS) \
-		-m dist_vsd train "a green duck" --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
+		-m dist_vsd train "a green duck" --preset embedded-multiview --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
 
 test: $(VENV)/.installed_for_tests lint others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
