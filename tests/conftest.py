@@ -17,7 +17,7 @@ os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_
 LONGEST = (
     "slurm", "ranks", "compare", "docs", "counted_memory", "bench_gpu", "launch_lines", "rank_death", "rehearsal", "sweep_run",
     "out_of_memory", "heartbeat", "stages",
-    "wandb", "flat_particles", "distributed", "theory", "bench", "prior_loading", "sweep_page", "cli_bad_input", "preview",
+    "compiled", "wandb", "flat_particles", "distributed", "theory", "bench", "prior_loading", "sweep_page", "cli_bad_input", "preview",
     "embedded_prior", "evaluation_command", "lab", "resume", "growing_particle", "shot", "placement", "recipe", "launch", "update_options",
     "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats",
 )  # fmt: skip
