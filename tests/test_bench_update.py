@@ -121,6 +121,8 @@ BAD = {
     "update --num-warmup -1": ("--num-warmup must be 0 or more, got -1",),
     "update --precision fp8": ("--precision must be one of fp32, bf16, fp16, got 'fp8'",),
     "update --attention flahs": ("--attention must be one of sdpa, xformers, flash", "did you mean flash"),
+    "update --compile regoins": ("--compile must be one of off, regions, graphs", "did you mean regions"),
+    "update -- --compile regions": ("--compile can't stand after --", "before the --"),
     "update --preset embeded": ("preset 'embeded' does not exist (did you mean embedded",),
     "update -- --num-updates 3": ("--num-updates can't stand after --",),
     "update -- --precision bf16": ("--precision can't stand after --", "before the --"),
@@ -142,7 +144,7 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_written(words, tmp_path, mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(("words", "reason"), [("--precision fp16", "fp16 needs a GPU"), ("--attention flash", "want a GPU")])
+@pytest.mark.parametrize(("words", "reason"), [("--precision fp16", "fp16 needs a GPU"), ("--attention flash", "want a GPU"), ("--compile graphs", "want a GPU")])
 def test_what_wants_a_gpu_is_refused_without_one(words, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=reason):

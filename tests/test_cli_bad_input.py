@@ -59,6 +59,7 @@ VALUE_CASES = {
     'train "a duck" --num-particles 0': ("num_particles must be at least 1, got 0", "--num-particles"),
     'train "a duck" --num-particles -3': ("num_particles must be at least 1, got -3", "--num-particles"),
     'train "a duck" --attention flahs': ("attention must be one of sdpa, xformers, flash, got 'flahs'", "did you mean flash"),
+    'train "a duck" --compile regoins': ("compile must be one of off, regions, graphs, got 'regoins'", "did you mean regions"),
     'train "a duck" --num-updates 0': ("num_updates must be at least 1, got 0", "--num-updates"),
     'train "a duck" --checkpoint-every 0': ("checkpoint_every must be at least 1, got 0", "--checkpoint-every"),
     'train "a duck" --keep-checkpoints 0': ("keep_checkpoints must be at least 1, got 0", "--keep-checkpoints"),

@@ -273,14 +273,10 @@ def agree(collectives: Collectives, action: Callable[[], None]) -> None:
 
 
 def _kernels_of(state: TrainingState) -> list[str]:
-    """Return the line that says what renders fields on an accelerator; on a CPU there is no choice."""
-    from dist_vsd.device import is_accelerator
+    """Return the line that says what renders fields."""
     from dist_vsd.kernels.choice import kernels_in_words
 
-    device = state.prior.device
-    if not (is_accelerator(device) and state.config.representation_row.is_volume):
-        return []
-    return [f"fields are rendered by {kernels_in_words(device)}"]
+    return [f"fields are rendered by {kernels_in_words(state.prior.device)}"] if state.config.representation_row.is_volume else []
 
 
 def check_start(config: RunConfig, process: Process) -> None:
