@@ -17,8 +17,8 @@ os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_
 # The files that take the longest, the longest first, so that the workers of pytest-xdist end together: a file goes to one of them.
 LONGEST = (
     "slurm", "pythons", "ranks", "docs", "launch_lines", "bench_gpu", "rehearsal", "compare", "rank_death", "flat_particles",
-    "sweep_run", "out_of_memory", "heartbeat", "counted_memory", "distributed", "stages", "compiled", "wandb", "theory", "bench", "prior_loading",
-    "kernels_compiled", "sweep_page", "cli_bad_input", "preview",
+    "sweep_run", "out_of_memory", "heartbeat", "counted_memory", "distributed", "stages", "compiled", "wandb", "theory", "bench",
+    "prior_loading", "kernels_compiled", "sweep_page", "cli_bad_input", "preview",
     "embedded_prior", "evaluation_command", "lab", "resume", "growing_particle", "shot", "placement", "recipe", "launch", "update_options",
     "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats",
 )  # fmt: skip
