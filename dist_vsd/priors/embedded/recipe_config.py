@@ -39,7 +39,7 @@ class MultiViewRecipeConfig:
 
     num_group_shards: int = 92
     """Shards of 180 groups of four views; the last 2 are held out for the measurements."""
-    steps: int = 3000
+    steps: int = 4300
     """Of the UNet and the text encoder together."""
     batch: int = 16
     """Groups of four views a step."""
