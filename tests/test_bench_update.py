@@ -144,7 +144,10 @@ def test_bad_input_is_told_in_a_line_and_nothing_is_written(words, tmp_path, mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize(("words", "reason"), [("--precision fp16", "fp16 needs a GPU"), ("--attention flash", "want a GPU"), ("--compile graphs", "want a GPU")])
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [("--precision fp16", "fp16 needs a GPU"), ("--attention flash", "want a GPU"), ("--compile graphs", "want a GPU")],
+)
 def test_what_wants_a_gpu_is_refused_without_one(words, reason, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=reason):
