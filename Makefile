@@ -44,7 +44,7 @@ test: $(VENV)/.installed_for_tests lint others
 
 # The environments of the other Pythons; what can't be made is named with its reason, and its tests are skipped.
 others: $(VENV)/.installed_for_tests
-	$(BIN)/python -m tests.pythons
+	$(BIN)/python -m tests.pythons $(TORCH)
 
 quick: $(VENV)/.installed_for_quick
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m quick

@@ -1,8 +1,9 @@
 """The other Pythons from 3.10 to 3.14 that are installed here, and an environment for each: `make test` runs the class `quick` on them.
 
-    python -m tests.pythons      makes the environments that are missing, a line each; what can't be made is named with its reason
+    python -m tests.pythons 2.13.0      makes the environments that are missing, with that torch; what can't be made is named with its reason
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 OTHERS = [f"3.{minor}" for minor in range(10, 15) if minor != sys.version_info.minor]
 MADE = ".installed_for_quick"
 GIB_NEEDED = 12  # torch comes with 5 GiB of CUDA's libraries where no build for CPUs is found, and pip keeps what it has loaded
+ALL = "DIST_VSD_ALL_PYTHONS"  # set: environments are made even so
 
 
 def find(version):
@@ -30,12 +32,23 @@ def environment_of(version):
     return ROOT / f".venv-python{version}"
 
 
-def make_environment(python, version):
+def brings_cuda(python, torch):
+    """Say whether pip would install CUDA's libraries with a version of torch, by asking it; it downloads no more than what they say of themselves."""
+    words = ["-m", "pip", "install", "--dry-run", "--quiet", "--disable-pip-version-check", "--ignore-installed", "--report", "-"]
+    done = subprocess.run([python, *words, f"torch=={torch}"], capture_output=True, text=True)
+    if done.returncode:
+        return False  # it will say why when it is to be installed
+    return any(one["metadata"]["name"].startswith("nvidia-") for one in json.loads(done.stdout)["install"])
+
+
+def make_environment(python, version, torch=""):
     """Make the environment of an interpreter by the Makefile's own rule; return what is to be said of it."""
     folder, begin = environment_of(version), time.monotonic()
     free = shutil.disk_usage(ROOT).free / 2**30
     if not folder.exists() and free < GIB_NEEDED:
         return f"skipped: its environment may take {GIB_NEEDED} GiB of disk, {free:.0f} GiB are free"
+    if not folder.exists() and torch and not os.environ.get(ALL) and brings_cuda(python, torch):
+        return f"skipped: torch {torch} brings 5 GiB of CUDA's libraries there; {ALL}=1 or `make quick PYTHON={python}` makes it even so"
     variables = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}  # of a `make` that this is part of
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True, "env": variables, "cwd": ROOT}
     done = subprocess.run(["make", "--silent", f"PYTHON={python}", f"{folder.name}/{MADE}"], **pipes)
@@ -50,7 +63,7 @@ def main():
     """Make all that are missing; print a line for each Python that is installed."""
     for version in OTHERS:
         if python := find(version):
-            print(f"Python {version}: {make_environment(python, version)}", flush=True)
+            print(f"Python {version}: {make_environment(python, version, *sys.argv[1:])}", flush=True)
 
 
 if __name__ == "__main__":

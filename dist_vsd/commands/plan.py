@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.commands.help import Pages
@@ -16,6 +16,7 @@ from dist_vsd.priors.table import prior_row
 from dist_vsd.scaling.cost_model import (
     Cluster,
     Link,
+    Peak,
     UpdateCost,
     average_renders,
     most_particles,
@@ -26,9 +27,6 @@ from dist_vsd.scaling.cost_model import (
 )
 from dist_vsd.scaling.stage_times import ASSUMED_RENDER_MS, H100_TFLOPS, StageTimes, counted, read_measured
 from dist_vsd.writable import require_writable_file
-
-if TYPE_CHECKING:
-    from dist_vsd.scaling.counted_memory import Peak
 
 MOST_RANKS, MOST = 10**6, 10**9
 MIB, GIB = 2**20, 2**30

@@ -2,7 +2,7 @@
 
     update = render + scores + backward + phi + other         fixed seconds, and those of a render times an average rank's renders
            + imbalance                                        what the fullest rank takes longer
-           + theta's reduction over the ranks of a particle   nothing hides it
+           + theta's reduction over the ranks of a particle   as if nothing hid it
            + phi's reduction over all ranks                   less what ``overlap`` hides
            + agreement                                        small messages: the flags to stop or skip, phi's loss
 
@@ -24,6 +24,19 @@ from dist_vsd.distributed.layout import Layout
 NUMBER_BYTES = 4  # fp32: theta, phi and their gradients
 STATE_NUMBERS = 4  # of each trained number: itself, its gradient, two Adam moments
 AGREEMENT_BYTES, AGREEMENTS = 8, 2  # messages of an update beside the gradients
+
+
+@dataclasses.dataclass(frozen=True)
+class Peak:
+    """The most memory that an update holds.
+
+    Attributes:
+        num_bytes: then.
+        stage: of the update in which that is.
+    """
+
+    num_bytes: int
+    stage: str
 
 
 @dataclasses.dataclass(frozen=True)

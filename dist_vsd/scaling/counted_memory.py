@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from dist_vsd.config import RunConfig
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.scaling.cost_model import most_particles
+from dist_vsd.scaling.cost_model import Peak, most_particles
 from dist_vsd.scaling.counted_work import shapes_alone
 from dist_vsd.stopwatch import Stopwatch
 from dist_vsd.training.state import build_state
@@ -76,19 +76,6 @@ class CountedMemory(TorchDispatchMode):
     def _give_back(self, key: int, size: int) -> None:
         self._known.discard(key)
         self.live_bytes -= size
-
-
-@dataclasses.dataclass(frozen=True)
-class Peak:
-    """The most memory that an update holds.
-
-    Attributes:
-        num_bytes: then.
-        stage: of the update in which that is.
-    """
-
-    num_bytes: int
-    stage: str
 
 
 def count_peak(config: RunConfig, layout: Layout) -> Peak:

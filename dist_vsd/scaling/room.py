@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from dist_vsd.config import RunConfig, flag
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.scaling.counted_memory import Peak, count_peak
+from dist_vsd.scaling.cost_model import Peak
+from dist_vsd.scaling.counted_memory import count_peak
 from dist_vsd.scaling.memory import GIB, Memory, in_words
 
 CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180, 288)  # as they are sold; each has about as many GiB
