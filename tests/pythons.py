@@ -1,6 +1,6 @@
 """The other Pythons from 3.10 to 3.14 that are installed here, and an environment for each: `make test` runs the class `quick` on them.
 
-    python -m tests.pythons 2.13.0      makes the environments that are missing, with that torch; what can't be made is named with its reason
+    python -m tests.pythons 2.13.0      makes those that are missing, with that torch; what can't be made is named with its reason
 """
 
 import json
@@ -33,7 +33,7 @@ def environment_of(version):
 
 
 def brings_cuda(python, torch):
-    """Say whether pip would install CUDA's libraries with a version of torch, by asking it; it downloads no more than what they say of themselves."""
+    """Say whether pip would install CUDA's libraries with a version of torch, by asking it; little is downloaded for that."""
     words = ["-m", "pip", "install", "--dry-run", "--quiet", "--disable-pip-version-check", "--ignore-installed", "--report", "-"]
     done = subprocess.run([python, *words, f"torch=={torch}"], capture_output=True, text=True)
     if done.returncode:
