@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from pathlib import Path
 from typing import Annotated, Any
@@ -176,7 +177,7 @@ def run_train(arguments: list[str]) -> int:
 def read_train(arguments: list[str]) -> TrainArguments | MultiViewTrainArguments:
     """Read the words of `prior train`, of which the last --kind decides which others there are; ValueError for what is wrong with them."""
     kind = "embedded"
-    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+    for word, after in itertools.pairwise([*arguments, ""]):
         if word.startswith("--kind="):
             kind = word.partition("=")[2]
         elif word == "--kind":
