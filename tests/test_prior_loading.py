@@ -220,7 +220,10 @@ FOLDER_CASES = {
     ),
     "another kind": (
         lambda p: rewritten(p / "model_index.json", _class_name="FluxPipeline"),
-        ("is a FluxPipeline, not a StableDiffusionPipeline or StableDiffusionXLPipeline", "choose Stable Diffusion 1.x, 2.x, an XL base model or MVDream"),
+        (
+            "is a FluxPipeline, not a StableDiffusionPipeline or StableDiffusionXLPipeline",
+            "choose Stable Diffusion 1.x, 2.x, an XL base model or MVDream",
+        ),
     ),
     "the other kind": (
         lambda p: rewritten(p / "model_index.json", _class_name="StableDiffusionPipeline"),
