@@ -148,6 +148,9 @@ def become(request, files, connection, before, added):
     os.environ.clear()
     os.environ.update(environ)
     take_files(files, request["files"], connection)
+    for number in signal.valid_signals() - {signal.SIGPIPE, signal.SIGXFSZ}:  # every Python ignores these two
+        if signal.getsignal(number) == signal.SIG_IGN:  # this one does, by nohup perhaps, and who asks may not
+            signal.signal(number, signal.SIG_DFL)
     for number in request["ignored"]:
         signal.signal(number, signal.SIG_IGN)
     if signal.SIGINT not in request["ignored"]:
