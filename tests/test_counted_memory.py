@@ -5,7 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from dist_vsd.commands import train
 from dist_vsd.config_files import load_preset, merge
+from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.counted_memory import CountedMemory, count_peak, count_update
 from dist_vsd.scaling.memory import Memory
@@ -42,6 +44,20 @@ def test_stable_diffusion_at_512_pixels_fits_a_card_of_12_gb_in_the_tiles_that_i
     assert 4 < min(peaks.values()) < max(peaks.values()) < 10
     assert sd21 == pytest.approx(peaks[0], rel=1e-6)
     assert list(peaks)[1] == 0 < list(peaks)[0]
+
+
+def test_a_run_on_a_gpu_takes_the_tiles_for_which_all_ranks_have_room_and_says_so(monkeypatch, capsys):
+    """By the train command's own function, with a card's memory in the place of a GPU's."""
+    monkeypatch.setattr(Memory, "of", lambda _device: card_of(8))
+    layout = Layout.of(1)
+    settled = train.settle_tiles(config_of("sd21"), layout, torch.device("cuda"), Collectives(layout))
+    assert settled.field.tile_points == TILE_POINTS[1]
+    assert "in tiles of 2,097,152 points" in capsys.readouterr().out
+    latent = merge(load_preset("latent"), {"prompt": "a duck", "prior": "random:tiny", "latent": {"resolution": 8}}, "test")
+    layout = Layout.of(latent.num_particles)
+    assert train.settle_tiles(latent, layout, torch.device("cuda"), Collectives(layout)) == latent
+    assert "points" not in capsys.readouterr().out
+    assert train.settle_tiles(config_of("sd21"), Layout.of(1), torch.device("cpu"), Collectives(Layout.of(1))) == config_of("sd21")
 
 
 def test_sd15_at_512_pixels_fits_a_card_of_12_gb():

@@ -129,13 +129,15 @@ class Scale:
         memory: bytes of the fullest rank, by what holds them.
         node_hours: of all prompts.
         times: of the stages, and their source.
-        peak: memory of a GPU at the peak of an update, counted on shapes alone; None where it is not known what runs.
+        run: whose memory is counted; None where it is not known.
+        peak: memory of a GPU at the peak of its update, counted on shapes alone.
     """
 
     cost: UpdateCost
     memory: dict[str, float | None]
     node_hours: float
     times: StageTimes
+    run: RunConfig | None
     peak: Peak | None
 
 
@@ -224,9 +226,9 @@ def foretell(parsed: PlanArguments, num_nodes: int, num_prompts: int) -> Scale:
     cost = update_cost(layout, cluster, times.stages, sizes, parsed.steps_per_update, parsed.overlap, times.fixed)
     memory = rank_memory_bytes(layout, sizes, parsed.micro_batch_size, parsed.offload)
     hours = node_hours(num_nodes, cost.seconds, parsed.num_updates, num_prompts)
-    config = planned_run(parsed)
-    peak = count_peak(config, layout) if config is not None else None
-    return Scale(cost=cost, memory=memory, node_hours=hours, times=dataclasses.replace(times, sizes=sizes), peak=peak)
+    planned = planned_run(parsed)
+    peak = count_peak(planned, layout) if planned is not None else None
+    return Scale(cost=cost, memory=memory, node_hours=hours, times=dataclasses.replace(times, sizes=sizes), run=planned, peak=peak)
 
 
 def planned_run(parsed: PlanArguments) -> RunConfig | None:
@@ -268,7 +270,6 @@ def one_scale(parsed: PlanArguments, num_prompts: int, scale: Scale) -> str:
     ]
     if cost.phi_reduction_hidden:
         lines.append(f"  (hidden behind phi's backward pass: {cost.phi_reduction_hidden:.6f})")
-    config = planned_run(parsed)
     lines += [
         f"speed: {1 / cost.seconds:.3f} updates/s, {layout.num_particles / cost.seconds:.2f} particle-updates/s",
         f"communication: {100 * cost.communication_share:.2f} % of the update; a rank sends {cost.rank_sent_bytes / MIB:.2f} MiB, "
@@ -277,7 +278,7 @@ def one_scale(parsed: PlanArguments, num_prompts: int, scale: Scale) -> str:
         "memory of a GPU, MiB (theta and phi with gradient and two Adam moments):",
         *(f"  {name:<18}{_mib(value)}" for name, value in scale.memory.items()),
         f"  {'known':<18}{_mib(sum(filter(None, scale.memory.values())))}",
-        *(cards_in_words(config, layout) if config is not None else []),
+        *(cards_in_words(scale.run, layout) if scale.run is not None else []),
         f"node-hours: {scale.node_hours:,.1f} for {num_prompts} prompt(s) x {parsed.num_updates:,} updates, "
         f"{scale.node_hours / cluster.num_nodes:,.2f} hours of all {cluster.num_nodes} node(s)",
     ]

@@ -33,27 +33,32 @@ class Tiles:
     """In what tiles a field is asked, and what an update holds then.
 
     Attributes:
-        points: of a tile, as --field.tile-points says it; 0: all at once.
+        points: of a tile, as --field.tile-points says it; 0: all at once; None: the particle has no field.
         peak: of an update.
     """
 
-    points: int
+    points: int | None
     peak: Peak
 
     def __str__(self) -> str:
+        told = f"{in_words(self.peak.num_bytes)} at the peak of an update, in stage {self.peak.stage}"
+        if self.points is None:
+            return told
         how = f"the field asked in tiles of {self.points:,} points" if self.points else "all points of the field at once"
-        return f"{in_words(self.peak.num_bytes)} at the peak of an update, in stage {self.peak.stage}, with {how}"
+        return f"{told}, with {how}"
 
 
-def with_tiles(config: RunConfig, points: int) -> RunConfig:
-    """Return a run whose field is asked in tiles of so many points."""
+def with_tiles(config: RunConfig, points: int | None) -> RunConfig:
+    """Return a run whose field, if it has one, is asked in tiles of so many points."""
+    if points is None:
+        return config
     return dataclasses.replace(config, field=dataclasses.replace(config.field, tile_points=points))
 
 
 def tiles_to_choose_from(config: RunConfig, layout: Layout) -> Iterator[Tiles]:
     """Count an update in all tiles that are tried, the fastest first; in those alone that the run names, if it does."""
-    is_open = config.representation_row.is_volume and config.field.tile_points == 0
-    for points in TILE_POINTS if is_open else (config.field.tile_points,):
+    named = config.field.tile_points if config.representation_row.is_volume else None
+    for points in TILE_POINTS if named == 0 else (named,):
         yield Tiles(points, count_peak(with_tiles(config, points), layout))
 
 
