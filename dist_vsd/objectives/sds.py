@@ -32,7 +32,6 @@ class Sds(Objective):
         eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale, noised.cameras)
         return of_scores(noised, sds_gradient(eps_prior, noised.eps, noised.w_t))
 
-
     def _toward_x_0(self, noised: Noised) -> Tensor:
         prior, asked = self._prior, (noised.x_t, noised.t)
         guided, cond = guided_and_conditional(prior, *asked, noised.y_c, self._guidance_scale, noised.cameras)

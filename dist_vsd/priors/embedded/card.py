@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import add_noise
 from dist_vsd.image_files import tile, write_png
 from dist_vsd.priors.clip import ClipScorer
@@ -16,10 +18,12 @@ from dist_vsd.priors.embedded.captions import all_pairs, caption
 from dist_vsd.priors.embedded.pictures import Pictures
 from dist_vsd.priors.embedded.recognition import r_precision, recognize
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
+from dist_vsd.priors.prior import Text
 from dist_vsd.priors.sampling import sample_images
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
 NOISE_LEVELS = (20, 100, 200, 300, 400, 500, 600, 700, 800, 900, 980)
+ROWS_AT_ONCE = 128  # a multiple of the views that a prior scores together
 VIEWS = ("front view", "side view", "back view", "overhead view")
 
 
@@ -75,24 +79,45 @@ def _psnr(prior: StableDiffusionPrior, images: torch.Tensor, device: torch.devic
 def _denoising_loss(prior: StableDiffusionPrior, images: torch.Tensor, subjects: list, device: torch.device) -> dict[str, float]:
     generator = torch.Generator().manual_seed(1)
     y = prior.embed([caption(s.name, s.color, s.view) for s in subjects]).cond
-    x_0 = torch.cat([prior.encode(chunk.to(device)) for chunk in images.split(128)])
+    x_0 = torch.cat([prior.encode(chunk.to(device)) for chunk in images.split(ROWS_AT_ONCE)])
+    return losses_by_noise_level(prior, x_0, y, generator)
+
+
+def losses_by_noise_level(
+    prior: StableDiffusionPrior, x_0: Tensor, y: Text, generator: torch.Generator, cameras: Cameras | None = None
+) -> dict[str, float]:
+    """Return the mean of ||eps_hat - eps||^2 a number of latents, by t.
+
+    Args:
+        prior: to be measured.
+        x_0: (B, ...) latents, on its device.
+        y: B captions, embedded.
+        generator: draws eps, on the CPU.
+        cameras: B, on its device, for a prior that knows cameras.
+    """
     losses = {}
     for level in NOISE_LEVELS:
-        eps = torch.randn(x_0.shape, generator=generator).to(device)
-        t = torch.full((len(x_0),), level, device=device)
+        eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
+        t = torch.full((len(x_0),), level, device=x_0.device)
         x_t = add_noise(x_0, eps, *prior.process.alpha_sigma(t, x_0))
-        chunks = [slice(first, first + 128) for first in range(0, len(x_t), 128)]
-        predicted = torch.cat([prior.process.eps(prior.predict(x_t[rows], t[rows], y[rows]), x_t[rows], t[rows]) for rows in chunks])
-        losses[str(level)] = float((predicted - eps).square().mean())
+        chunks = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(x_t), ROWS_AT_ONCE)]
+        seen_from = [None if cameras is None else cameras[rows] for rows in chunks]
+        told = [prior.predict(x_t[rows], t[rows], y[rows], seen) for rows, seen in zip(chunks, seen_from, strict=True)]
+        losses[str(level)] = float((prior.process.eps(torch.cat(told), x_t, t) - eps).square().mean())
     return losses
+
+
+def write_measurements(folder: Path, figures: dict[str, Any], settings: dict[str, Any], note: str) -> tuple[str, float]:
+    """Write measurements.json; return the machine, in words, and the size of the weights, MB."""
+    machine = f"{platform.machine()}, torch {torch.__version__}"
+    record = {"figures": figures, "recipe": settings, "machine": machine, "note": note}
+    (folder / "measurements.json").write_text(json.dumps(record, indent=1) + "\n")
+    return machine, sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
 
 
 def write_card(folder: Path, figures: dict[str, Any], settings: dict[str, Any], note: str) -> None:
     """Write measurements.json and README.md, the model card, beside the weights."""
-    machine = f"{platform.machine()}, torch {torch.__version__}"
-    record = {"figures": figures, "recipe": settings, "machine": machine, "note": note}
-    (folder / "measurements.json").write_text(json.dumps(record, indent=1) + "\n")
-    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+    machine, size = write_measurements(folder, figures, settings, note)
     losses = "\n".join(f"| {t} | {loss:.4f} |" for t, loss in figures["denoising_loss_by_t"].items())
     text = f"""# The embedded prior
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import torch
 from torch import Tensor
 
 from dist_vsd.cameras import Cameras, turntable
-from dist_vsd.diffusion.process import add_noise
 from dist_vsd.image_files import tile, write_png
 from dist_vsd.priors.attention import use_attention
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.captions import NORMAL_MAP, all_pairs, caption
-from dist_vsd.priors.embedded.card import NOISE_LEVELS
+from dist_vsd.priors.embedded.card import losses_by_noise_level, write_measurements
 from dist_vsd.priors.embedded.pictures import IMAGE_SIZE
 from dist_vsd.priors.embedded.recognition import r_precision
 from dist_vsd.priors.embedded.render import render_channels
@@ -135,24 +133,12 @@ def denoising_loss(prior: MultiViewPrior, held_out: ViewGroups, every: int, medi
     cameras = Cameras.cat([cameras_of(held_out.cameras[i : i + 1]) for i in chosen])
     shown = [held_out.subjects[i] for i in chosen for _ in range(VIEWS_TOGETHER)]
     y = prior.embed([caption(*subject, view, medium) for subject, view in zip(shown, words_of(cameras), strict=True)]).cond
-    cameras, losses = cameras.to(prior.device), {}
-    rows_at_once = 32 * VIEWS_TOGETHER
-    for level in NOISE_LEVELS:
-        eps = torch.randn(x_0.shape, generator=generator).to(prior.device)
-        t = torch.full((len(x_0),), level, device=prior.device)
-        x_t = add_noise(x_0, eps, *prior.process.alpha_sigma(t, x_0))
-        chunks = [slice(first, first + rows_at_once) for first in range(0, len(x_t), rows_at_once)]
-        told = torch.cat([prior.predict(x_t[rows], t[rows], y[rows], cameras[rows]) for rows in chunks])
-        losses[str(level)] = float((prior.process.eps(told, x_t, t) - eps).square().mean())
-    return losses
+    return losses_by_noise_level(prior, x_0, y, generator, cameras.to(prior.device))
 
 
 def write_card(folder: Path, figures: dict[str, Any], settings: dict[str, Any], note: str) -> None:
     """Write measurements.json and README.md, the model card, beside the weights."""
-    machine = f"{platform.machine()}, torch {torch.__version__}"
-    record = {"figures": figures, "recipe": settings, "machine": machine, "note": note}
-    (folder / "measurements.json").write_text(json.dumps(record, indent=1) + "\n")
-    size = sum(file.stat().st_size for file in folder.rglob("*.safetensors")) / 1e6
+    machine, size = write_measurements(folder, figures, settings, note)
     of_normals = figures["denoising_loss_of_normal_maps_by_t"]
     losses = "\n".join(f"| {t} | {loss:.4f} | {of_normals[t]:.4f} |" for t, loss in figures["denoising_loss_by_t"].items())
     judged = [("the true scenes", figures["of_scenes"])]

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -23,7 +23,7 @@ from dist_vsd.priors.attention import use_attention
 from dist_vsd.priors.camera_pose import camera_pose
 from dist_vsd.priors.embedded.captions import NORMAL_MAP, vocabulary, write_tokenizer
 from dist_vsd.priors.embedded.losses import tokenize
-from dist_vsd.priors.embedded.networks import build_scheduler, build_tokenizer
+from dist_vsd.priors.embedded.networks import build_scheduler, build_tokenizer, save_pipeline
 from dist_vsd.priors.embedded.recipe_config import NUM_HELD_OUT_GROUP_SHARDS, MultiViewRecipeConfig
 from dist_vsd.priors.embedded.stage import LossFunction, StageSettings, train_stage
 from dist_vsd.priors.embedded.view_groups import (
@@ -198,17 +198,7 @@ def write_multi_view(networks: MultiViewNetworks, base: Path, folder: Path) -> N
         folder: to write.
     """
     write_tokenizer(folder / "tokenizer", NORMAL_MAP)
-    pipeline = StableDiffusionPipeline(
-        vae=networks.vae,
-        text_encoder=networks.text_encoder,
-        tokenizer=networks.tokenizer,
-        unet=networks.unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to("cpu", torch.float16).save_pretrained(folder)
+    save_pipeline(folder, networks.vae, networks.text_encoder, networks.tokenizer, networks.unet)
     shutil.copytree(base / "vae", folder / "vae", dirs_exist_ok=True)  # as it is: diffusers writes where it was loaded from beside it
     facts = json.loads((base / FACTS_FILE).read_text()) | {"vocabulary": vocabulary(NORMAL_MAP), "views_per_shot": VIEWS_TOGETHER}
     (folder / FACTS_FILE).write_text(json.dumps(facts, indent=1) + "\n")

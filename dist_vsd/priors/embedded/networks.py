@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+import torch
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from dist_vsd.priors.embedded.captions import MAX_TOKENS, write_tokenizer
@@ -98,3 +99,12 @@ def build_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
         "projection_dim": TEXT_WIDTH,
     }
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH))
+
+
+def save_pipeline(
+    folder: Path, vae: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, unet: UNet2DConditionModel
+) -> None:
+    """Write a StableDiffusionPipeline folder in fp16 safetensors; the networks are on the CPU and in fp16 from then on."""
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": build_scheduler()}
+    pipeline = StableDiffusionPipeline(**parts, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipeline.to("cpu", torch.float16).save_pretrained(folder)

@@ -14,14 +14,22 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
 from dist_vsd.priors.embedded import pictures as pictures_module
 from dist_vsd.priors.embedded.captions import vocabulary, write_tokenizer
 from dist_vsd.priors.embedded.losses import clip_loss, denoising_loss, encode_pictures, vae_loss
-from dist_vsd.priors.embedded.networks import build_clip, build_scheduler, build_text_encoder, build_tokenizer, build_unet, build_vae
+from dist_vsd.priors.embedded.networks import (
+    build_clip,
+    build_scheduler,
+    build_text_encoder,
+    build_tokenizer,
+    build_unet,
+    build_vae,
+    save_pipeline,
+)
 from dist_vsd.priors.embedded.pictures import Pictures, read_shards, write_shard
 from dist_vsd.priors.embedded.recipe_config import NUM_HELD_OUT_SHARDS, RecipeConfig
 from dist_vsd.priors.embedded.stage import StageSettings, train_stage
@@ -126,17 +134,7 @@ def write_prior(prior: TrainedPrior, folder: Path) -> None:
     for tokenizer in (folder / "tokenizer", folder / "clip"):
         write_tokenizer(tokenizer)  # vocab.json and merges.txt, for libraries that do not read tokenizer.json
     prior.vae.register_to_config(scaling_factor=prior.scaling_factor)
-    pipeline = StableDiffusionPipeline(
-        vae=prior.vae,
-        text_encoder=prior.text_encoder,
-        tokenizer=prior.tokenizer,
-        unet=prior.unet,
-        scheduler=build_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    pipeline.to("cpu", torch.float16).save_pretrained(folder)
+    save_pipeline(folder, prior.vae, prior.text_encoder, prior.tokenizer, prior.unet)
     prior.clip.to("cpu", torch.float16).save_pretrained(folder / "clip")
     prior.tokenizer.save_pretrained(folder / "clip")
     moments = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": pictures_module.IMAGE_SIZE}
