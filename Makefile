@@ -13,8 +13,8 @@ VENV := .venv$(if $(findstring command line,$(origin PYTHON)),-$(notdir $(PYTHON
 BIN := $(VENV)/bin
 CORES := $(shell nproc 2>/dev/null || echo 1)
 RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
-# One more than ranks: some tests mostly wait, for Slurm or for ranks that are lost.
-WORKERS := $(shell [ $(CORES) -ge 2 ] && echo 3 || echo 1)
+# Twice as many as ranks: some tests mostly wait, for Slurm or for ranks that are lost.
+WORKERS := $(shell [ $(CORES) -ge 2 ] && echo 4 || echo 1)
 DEMO := runs/demo
 
 .PHONY: demo test others quick gallery compare compare-quick bench-gpu lint clean

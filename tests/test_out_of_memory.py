@@ -41,7 +41,7 @@ def run_within(num_bytes, *words):
 
 def test_a_run_out_of_memory_says_in_one_line_what_fits_and_that_fits(tmp_path):
     words = ["train", "a green duck", "--num-updates", 1, "--no-turntables", "--wandb.mode", "disabled", "--preview-every", 1]
-    done = run_within(4 * GIB, *words, "--render-size", 400, "--run-dir", tmp_path / "large")
+    done = run_within(4 * GIB, *words, "--render-size", 800, "--run-dir", tmp_path / "large")
     assert done.returncode == 1, done.stderr
     assert len(done.stderr.splitlines()) == 1, done.stderr
     told = r"dist-vsd: failed: out of memory \(asked for [\d.]+ [GM]iB at once; [\d.]+ GiB of main memory were free\): "
