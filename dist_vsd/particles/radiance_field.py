@@ -15,7 +15,6 @@ from dist_vsd.particles.particle_configs import RadianceFieldConfig
 from dist_vsd.particles.volume_rendering import Sampling, render_rays
 
 
-
 class RadianceField(ColoredParticle):
     """A particle in 3D: density and colour from an encoding and an MLP, without view dependence.
 
