@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from dist_vsd.cameras import Cameras
-from dist_vsd.kernels.rasterization import NEAR, edge_functions, nearest_faces, pixel_centres
+from dist_vsd.kernels.pixels import NEAR, edge_functions, pixel_centres
+from dist_vsd.kernels.rasterization import nearest_faces
 
 BACK_ENDS = ("own", "nvdiffrast")
 
