@@ -1,4 +1,4 @@
-/* The kernels of radiance fields for one CPU core; kernels/c_kernels.py says what each does and holds its arguments.
+/* The kernels of radiance fields and meshes for one CPU core; kernels/c_kernels.py says what each does and holds its arguments.
 
    Compiled without contraction to fused multiply-adds, so that points fall into the same cells as in plain torch. */
 
@@ -184,6 +184,73 @@ void composite_backward(const float *density, const float *color, const float *t
     }
     memset(of_density + first[num_rays], 0, (size_t)(num_slots - first[num_rays]) * sizeof(float));
     memset(of_color + 3 * (int64_t)first[num_rays], 0, (size_t)(num_slots - first[num_rays]) * 3 * sizeof(float));
+}
+
+/* Where a corner's x / w or -y / w is, in pixels; whole numbers are their centres. */
+static inline float place_of(float at, float w, float near, int size) {
+    return (at / (w > near ? w : near) + 1.0f) * ((float)size * 0.5f) - 0.5f;
+}
+
+/* The first and the last pixel of a face along an axis, given where its corners are. */
+static inline void span_of(const float at[3], float margin, int is_cut, int size, int *first, int *last) {
+    const float low = fminf(fminf(at[0], at[1]), at[2]) - margin, high = fmaxf(fmaxf(at[0], at[1]), at[2]) + margin;
+    *first = is_cut ? 0 : (int)ceilf(fminf(fmaxf(low, 0.0f), (float)size));
+    *last = is_cut ? size - 1 : (int)floorf(fminf(fmaxf(high, -1.0f), (float)(size - 1)));
+}
+
+/* Up to BLOCK pixels of a row, which a face may hit. */
+static inline void paint(const float x[3], const float y[3], const float w[3], float centre_y, int first, int count, int size,
+                         float near, int32_t face, float *depth, int32_t *nearest) {
+    float e0[BLOCK], e1[BLOCK], e2[BLOCK], v[3];
+    for (int k = 0; k < 3; k++) v[k] = y[k] - centre_y * w[k];
+    for (int i = 0; i < count; i++) {
+        const float centre_x = (float)(2 * (first + i) + (1 - size)) / (float)size;
+        const float u0 = x[0] - centre_x * w[0], u1 = x[1] - centre_x * w[1], u2 = x[2] - centre_x * w[2];
+        e0[i] = u1 * v[2] - v[1] * u2;
+        e1[i] = u2 * v[0] - v[2] * u0;
+        e2[i] = u0 * v[1] - v[0] * u1;
+    }
+    for (int i = 0; i < count; i++) {
+        const int is_front = (e0[i] >= 0.0f) & (e1[i] >= 0.0f) & (e2[i] >= 0.0f);
+        const int is_back = (e0[i] <= 0.0f) & (e1[i] <= 0.0f) & (e2[i] <= 0.0f);
+        const float total = e0[i] + e1[i] + e2[i];
+        if (!(is_front | is_back) || total == 0.0f) continue;
+        const float d = (e0[i] * w[0] + e1[i] * w[1] + e2[i] * w[2]) / total;
+        if (d > near && d < depth[i]) { /* of equally near ones the first stays */
+            depth[i] = d;
+            nearest[i] = face;
+        }
+    }
+}
+
+/* depth: num_images size^2 infinities, nearest: as many -1. */
+void nearest_faces(const float *xyw, const int64_t *faces, int64_t num_images, int64_t num_vertices, int64_t num_faces, int size,
+                   float near, float margin, float *depth, int32_t *nearest) {
+    for (int64_t image = 0; image < num_images; image++)
+        for (int64_t face = 0; face < num_faces; face++) {
+            float x[3], y[3], w[3], across[3], down[3], is_finite = 0.0f;
+            int is_cut = 0, is_seen = 0, left, right, top, bottom;
+            for (int k = 0; k < 3; k++) {
+                const float *corner = xyw + (image * num_vertices + faces[3 * face + k]) * 3;
+                x[k] = corner[0], y[k] = corner[1], w[k] = corner[2];
+                is_finite += (x[k] - x[k]) + (y[k] - y[k]) + (w[k] - w[k]);
+                is_cut |= w[k] <= near;
+                is_seen |= w[k] > near;
+                across[k] = place_of(x[k], w[k], near, size);
+                down[k] = place_of(-y[k], w[k], near, size);
+            }
+            if (!is_seen || is_finite != 0.0f) continue;
+            span_of(across, margin, is_cut, size, &left, &right);
+            span_of(down, margin, is_cut, size, &top, &bottom);
+            for (int row = top; row <= bottom; row++) {
+                const int64_t at = (image * size + row) * size;
+                const float centre_y = (float)((size - 1) - 2 * row) / (float)size;
+                for (int begin = left; begin <= right; begin += BLOCK) {
+                    const int count = right + 1 - begin < BLOCK ? right + 1 - begin : BLOCK;
+                    paint(x, y, w, centre_y, begin, count, size, near, (int32_t)face, depth + at + begin, nearest + at + begin);
+                }
+            }
+        }
 }
 
 /* From here on sums may be fused: no point's cell depends on them. */

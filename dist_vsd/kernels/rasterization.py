@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dist_vsd.kernels import c_kernels
 from dist_vsd.kernels.choice import serving
 from dist_vsd.kernels.pixels import MARGIN, NEAR, NOTHING, edge_functions, pixel_centres, unpacked
 
@@ -38,7 +39,7 @@ def nearest_faces(clip: Tensor, faces: Tensor, size: int) -> Tensor:
             from dist_vsd.kernels.rasterization_triton import nearest_faces as in_triton
 
             return in_triton(xyw, faces, size)
-        return _nearest_faces(xyw, faces, size)
+        return c_kernels.nearest_faces(xyw, faces, size, NEAR, MARGIN) if by == "c" else _nearest_faces(xyw, faces, size)
     return torch.full((len(clip), size, size), -1, device=clip.device, dtype=torch.int64)
 
 
@@ -71,7 +72,7 @@ def _boxes(corners: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     half = size * 0.5
     w = w.clamp_min(NEAR)
     left, width = _span((x / w + 1.0) * half - 0.5, is_seen, is_cut, size)
-    top, height = _span((1.0 - y / w) * half - 0.5, is_seen, is_cut, size)
+    top, height = _span((-y / w + 1.0) * half - 0.5, is_seen, is_cut, size)
     return top, left, height, width
 
 

@@ -88,7 +88,7 @@ def _across(x, w, size):
 
 @triton.jit
 def _down(y, w, size):
-    return (1.0 - tl.div_rn(y, w)) * (size * 0.5) - 0.5
+    return (tl.div_rn(-y, w) + 1.0) * (size * 0.5) - 0.5
 
 
 @triton.jit
