@@ -253,6 +253,79 @@ void nearest_faces(const float *xyw, const int64_t *faces, int64_t num_images, i
         }
 }
 
+typedef struct {
+    float x[3], y[3], w[3], facing;
+    int is_whole; /* before the camera */
+} triangle;
+
+static inline triangle triangle_of(const float *xyw, const int64_t *vertices, float near) {
+    triangle t = {.is_whole = 1};
+    for (int k = 0; k < 3; k++) {
+        const float *corner = xyw + 3 * vertices[k];
+        t.x[k] = corner[0], t.y[k] = corner[1], t.w[k] = corner[2];
+        t.is_whole &= t.w[k] > near;
+    }
+    const float e0 = t.x[1] * t.y[2] - t.y[1] * t.x[2], e1 = t.x[2] * t.y[0] - t.y[2] * t.x[0];
+    const float det = e0 * t.w[0] + e1 * t.w[1] + (t.x[0] * t.y[1] - t.y[0] * t.x[1]) * t.w[2];
+    t.facing = det > 0.0f ? 1.0f : det < 0.0f ? -1.0f : 0.0f;
+    return t;
+}
+
+/* Through which edge the way leads out of a face, -1 where it does not within a pixel; whether that edge is steep enough. */
+static inline int way_out(const triangle *t, float centre_x, float centre_y, int is_down, float sign, int size, int *fits) {
+    float u[3], v[3], along = -INFINITY;
+    int leaving = -1;
+    for (int k = 0; k < 3; k++) {
+        const float x = t->x[k] - centre_x * t->w[k], y = t->y[k] - centre_y * t->w[k];
+        u[k] = (is_down ? y : x) * sign, v[k] = is_down ? x : y;
+    }
+    for (int edge = 0; edge < 3; edge++) {
+        const int i = (edge + 1) % 3, j = (edge + 2) % 3;
+        if ((v[i] >= 0.0f) == (v[j] >= 0.0f)) continue;
+        const float lengthwise = t->w[i] * u[j] - t->w[j] * u[i], wide = t->w[i] * v[j] - t->w[j] * v[i];
+        const float place = (u[i] * v[j] - v[i] * u[j]) / (wide == 0.0f ? 1.0f : wide) * ((float)size * 0.5f);
+        if (place > along) {
+            along = place, leaving = edge;
+            *fits = is_down ? fabsf(wide) > fabsf(lengthwise) : fabsf(wide) >= fabsf(lengthwise);
+        }
+    }
+    return along <= 1.0f ? leaving : -1;
+}
+
+void crossing_edges(const float *xyw, const int64_t *faces, const int64_t *across, const uint8_t *is_turned, const int64_t *face,
+                    const float *depth, int64_t num_images, int64_t num_vertices, int size, float near, int num_steps, int64_t *found) {
+    const int64_t num_pixels = num_images * size * size;
+    for (int64_t pair = 0; pair < 2 * num_pixels; pair++) {
+        const int is_down = pair >= num_pixels;
+        const int64_t pixel = pair - is_down * num_pixels, beside = pixel + (is_down ? size : 1);
+        const int64_t image = pixel / ((int64_t)size * size);
+        int row = (int)(pixel / size % size), column = (int)(pixel % size);
+        found[pair] = -1;
+        if ((is_down ? row : column) == size - 1 || face[pixel] == face[beside]) continue;
+        const int is_other = face[pixel] < 0 || (face[beside] >= 0 && depth[beside] < depth[pixel]);
+        int64_t at = is_other ? face[beside] : face[pixel];
+        row += is_other & is_down, column += is_other & !is_down;
+        const float centre_x = (float)(2 * column + (1 - size)) / (float)size;
+        const float centre_y = (float)((size - 1) - 2 * row) / (float)size;
+        const float *of_image = xyw + image * num_vertices * 3;
+        triangle here = triangle_of(of_image, faces + 3 * at, near);
+        for (int step = 0; step < num_steps && here.is_whole; step++) {
+            int fits = 0;
+            const int leaving = way_out(&here, centre_x, centre_y, is_down, is_other == is_down ? 1.0f : -1.0f, size, &fits);
+            if (leaving < 0) break;
+            const int64_t next = across[3 * at + leaving];
+            triangle there = here;
+            if (next >= 0) there = triangle_of(of_image, faces + 3 * next, near);
+            if (next < 0 || here.facing * there.facing * (is_turned[3 * at + leaving] ? -1.0f : 1.0f) < 0.0f) {
+                if (fits) found[pair] = 6 * at + 2 * leaving + is_other;
+                break;
+            }
+            at = next;
+            here = there;
+        }
+    }
+}
+
 /* From here on sums may be fused: no point's cell depends on them. */
 #ifdef __clang__
 #pragma STDC FP_CONTRACT ON

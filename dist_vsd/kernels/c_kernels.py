@@ -178,6 +178,16 @@ def nearest_faces(xyw: Tensor, faces: Tensor, size: int, near: float, margin: fl
     return nearest.long()
 
 
+def crossing_edges(
+    xyw: Tensor, faces: Tensor, across: Tensor, is_turned: Tensor, face: Tensor, depth: Tensor, near: float, num_steps: int
+) -> Tensor:
+    """Return (2, B, size, size) int64 silhouettes between neighbouring pixels (see silhouettes.py)."""
+    found = torch.empty(2, *face.shape, dtype=torch.int64)
+    sizes = (*map(_long, xyw.shape[:2]), _int(face.shape[1]), _float(near), _int(num_steps))
+    _call("crossing_edges", xyw, faces, across, is_turned, face, depth, *sizes, found)
+    return found
+
+
 def two_layers(x: Tensor, hidden: Tensor, hidden_bias: Tensor, output: Tensor, output_bias: Tensor) -> Tensor:
     """Return (N, O) of two linear layers with a ReLU between them (see kernels/two_layers.py)."""
     out = torch.empty(len(x), len(output))
