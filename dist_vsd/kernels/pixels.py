@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 NEAR = 0.01  # scene units along the viewing axis; what is nearer to the camera is not seen
 MARGIN = 1 / 64  # pixels that the box around a face is larger: far more than rounding moves its edges by
 NOTHING = torch.iinfo(torch.int64).max  # in a z-buffer of depths' bits and faces
+Corners = Sequence[Tensor]  # one number of the three vertices of faces
 
 
 def unpacked(nearest: Tensor) -> Tensor:
@@ -20,16 +23,16 @@ def pixel_centres(row: Tensor, column: Tensor, size: int, dtype: torch.dtype) ->
     return (2 * column + (1 - size)).to(dtype) / size, ((size - 1) - 2 * row).to(dtype) / size
 
 
-def edge_functions(x: Tensor, y: Tensor, w: Tensor, centre_x: Tensor, centre_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def edge_functions(x: Corners, y: Corners, w: Corners, centre_x: Tensor, centre_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return e_0, e_1 and e_2, in proportion to the barycentric coordinates of pixels' centres; differentiable.
 
     With x' = x - p_x w and y' = y - p_y w for a centre p, e_0 = x'_1 y'_2 - y'_1 x'_2 and so on (Olano and Greer 1997, "Triangle scan
     conversion using 2D homogeneous coordinates"): perspective-correct, and without a division by w, which may be negative.
 
     Args:
-        x, y, w: (..., 3) of a face's three vertices in clip space.
+        x, y, w: of a face's three vertices in clip space, (...,) each.
         centre_x, centre_y: (...,) or what broadcasts.
     """
-    x, y = x - centre_x[..., None] * w, y - centre_y[..., None] * w
-    (x0, x1, x2), (y0, y1, y2) = x.unbind(-1), y.unbind(-1)
+    x0, x1, x2 = (at - centre_x * far for at, far in zip(x, w, strict=True))
+    y0, y1, y2 = (at - centre_y * far for at, far in zip(y, w, strict=True))
     return x1 * y2 - y1 * x2, x2 * y0 - y2 * x0, x0 * y1 - y0 * x1

@@ -85,10 +85,9 @@ def _span(at: Tensor, is_seen: Tensor, is_cut: Tensor, size: int) -> tuple[Tenso
 
 def _hits(corners: Tensor, row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Say whether pixels' centres hit their faces, and at which depths."""
-    x, y, w = corners.unbind(-1)
-    e = edge_functions(x, y, w, *pixel_centres(row, column, size, x.dtype))
+    x, y, w = (values.unbind(-1) for values in corners.unbind(-1))
+    e = edge_functions(x, y, w, *pixel_centres(row, column, size, corners.dtype))
     total = e[0] + e[1] + e[2]
-    depth = (e[0] * w[:, 0] + e[1] * w[:, 1] + e[2] * w[:, 2]) / torch.where(total == 0, 1.0, total)
+    depth = (e[0] * w[0] + e[1] * w[1] + e[2] * w[2]) / torch.where(total == 0, 1.0, total)
     inside = ((e[0] >= 0) & (e[1] >= 0) & (e[2] >= 0)) | ((e[0] <= 0) & (e[1] <= 0) & (e[2] <= 0))
     return inside & (total != 0) & (depth > NEAR), depth  # a total of 0 is a face without area
-

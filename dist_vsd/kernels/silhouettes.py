@@ -1,4 +1,4 @@
-"""Which silhouette crosses between the centres of two neighbouring pixels, in C and in plain torch, with the same arithmetic."""
+"""Which silhouette crosses between the centres of two neighbouring pixels, with the same arithmetic in Triton, in C and in plain torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def crossing_edges(clip: Tensor, faces: Tensor, across: Tensor, is_turned: Tenso
     if by == "triton":
         from dist_vsd.kernels.silhouettes_triton import crossing_edges as in_triton
 
-        return in_triton(*tensors)
+        return in_triton(*tensors, NEAR, NUM_STEPS)
     return c_kernels.crossing_edges(*tensors, NEAR, NUM_STEPS) if by == "c" else _crossing_edges(*tensors)
 
 
@@ -77,12 +77,12 @@ def _places(pairs: Tensor) -> tuple[Tensor, ...]:
 
 def _of_faces(xyw: Tensor, faces: Tensor, across: Tensor, is_turned: Tensor) -> tuple[Tensor, Tensor]:
     """Return (B, F, 3) which edges are silhouettes, and (B, F) which faces are wholly before the camera."""
-    x, y, w = xyw[:, faces].unbind(-1)
-    centre = w.new_zeros(())
+    x, y, w = (values.unbind(-1) for values in xyw[:, faces].unbind(-1))
+    centre = xyw.new_zeros(())
     e = edge_functions(x, y, w, centre, centre)
-    facing = (e[0] * w[..., 0] + e[1] * w[..., 1] + e[2] * w[..., 2]).sign()
+    facing = (e[0] * w[0] + e[1] * w[1] + e[2] * w[2]).sign()
     other = facing[:, across.clamp_min(0)] * torch.where(is_turned, -1.0, 1.0)
-    return (across < 0) | (facing[..., None] * other < 0), (w > NEAR).all(-1)
+    return (across < 0) | (facing[..., None] * other < 0), (torch.minimum(torch.minimum(w[0], w[1]), w[2]) > NEAR)
 
 
 def _exit(corners: Tensor, centre_x: Tensor, centre_y: Tensor, is_down: Tensor, sign: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

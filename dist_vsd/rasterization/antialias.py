@@ -8,7 +8,7 @@ from torch import Tensor
 from dist_vsd.kernels.pixels import pixel_centres
 from dist_vsd.kernels.silhouettes import crossing_edges
 from dist_vsd.rasterization.edges import faces_across
-from dist_vsd.rasterization.fragments import Fragments, flat, vertices_of
+from dist_vsd.rasterization.fragments import Fragments, vertices_of
 
 
 def antialias(picture: Tensor, fragments: Fragments) -> Tensor:
@@ -71,7 +71,8 @@ def _ends(found: Tensor, image: Tensor, fragments: Fragments) -> tuple[Tensor, .
     edge, clip = found.clamp_min(0) // 2, fragments.clip
     ends = torch.stack([(edge + 1) % 3, (edge + 2) % 3], -1)
     index = vertices_of(edge // 3, fragments.faces).gather(-1, ends) + (image * clip.shape[1])[:, None]
-    corners = flat(clip).index_select(0, index.flatten()).view(-1, 2, 4)
+    clip = clip if clip.shape[1] else clip.new_zeros(len(clip), 1, 4)
+    corners = clip.flatten(0, 1).index_select(0, index.flatten()).view(-1, 2, 4)
     nowhere = torch.stack([corners.new_ones(4), -corners.new_ones(4)])
     x, y, _, w = torch.where((found < 0)[:, None, None], nowhere, corners).unbind(-1)
     return x, y, w

@@ -38,36 +38,21 @@ class Fragments:
 
 def fragments_of(clip: Tensor, faces: Tensor, face: Tensor) -> Fragments:
     """Return what pixels see, given (B, V, 4) clip coordinates, (F, 3) faces and the (B, H, W) face that each sees."""
-    is_hit, size = face >= 0, face.shape[1]
-    corners = rows(clip[..., [0, 1, 3]], vertices_of(face, faces))
-    x, y, w = torch.where(is_hit[..., None, None], corners, 0.0).unbind(-1)
-    places = torch.arange(size, device=face.device)
-    centre_x, centre_y = pixel_centres(places[:, None], places[None, :], size, clip.dtype)
-    e = torch.stack(edge_functions(x, y, w, centre_x, centre_y), -1)
+    pixel, size = pixels(face), face.shape[1]
+    is_hit = (face.flatten()[pixel] >= 0)[:, None]
+    # What is not hit lies at 0: of a face that is not seen no number may spoil the gradient.
+    corners = [torch.where(is_hit, corner, 0.0) for corner in corners_of(clip, faces, face, pixel)]
+    x, y, _, w = zip(*(corner.unbind(-1) for corner in corners), strict=True)
+    e = edge_functions(x, y, w, *pixel_centres(pixel // size % size, pixel % size, size, clip.dtype))
     # Where the face was found in a lower precision a centre may be beside it by a thousandth of a pixel: it is taken to the edge.
-    e = (e * e.detach().sum(-1, keepdim=True).sign()).clamp_min(0.0)
-    total = e.sum(-1)
-    is_solid = total > 0
-    inverse = torch.where(is_solid, 1.0 / torch.where(is_solid, total, 1.0), 0.0)
-    barycentric = e * inverse[..., None]
-    return Fragments(face, barycentric, (barycentric * w).sum(-1), clip, faces)
-
-
-def vertices_of(face: Tensor, faces: Tensor) -> Tensor:
-    """Return (..., 3) vertices of the faces of (...,) indices; those of face 0 for -1, and 0 where there are no faces."""
-    return (faces if len(faces) else faces.new_zeros(1, 3)).index_select(0, face.clamp_min(0).flatten()).view(*face.shape, 3)
-
-
-def rows(values: Tensor, index: Tensor) -> Tensor:
-    """Return (B, ..., C) rows of (B, V, C) values at (B, ...) indices of vertices; differentiable in the values."""
-    first = torch.arange(len(values), device=index.device) * values.shape[1]
-    in_all = (index.flatten(1) + first[:, None]).flatten()
-    return flat(values).index_select(0, in_all).view(*index.shape, values.shape[-1])
-
-
-def flat(values: Tensor) -> Tensor:
-    """Return (B V, C) rows of (B, V, C) values; where there are no vertices one of zeros each, so that there is an index."""
-    return (values if values.shape[1] else values.new_zeros(len(values), 1, values.shape[2])).flatten(0, 1)
+    sign = (e[0] + e[1] + e[2]).detach().sign()
+    e = [(sign * one).clamp_min(0.0) for one in e]
+    total = e[0] + e[1] + e[2]
+    inverse = torch.where(total > 0, 1.0 / torch.where(total > 0, total, 1.0), 0.0)
+    b = [one * inverse for one in e]
+    depth = b[0] * w[0] + b[1] * w[1] + b[2] * w[2]
+    barycentric, depth = spread(torch.stack(b, -1), pixel, face), spread(depth[:, None], pixel, face)
+    return Fragments(face, barycentric, depth[..., 0], clip, faces)
 
 
 def interpolate(attributes: Tensor, fragments: Fragments) -> Tensor:
@@ -80,8 +65,37 @@ def interpolate(attributes: Tensor, fragments: Fragments) -> Tensor:
     Returns:
         (B, H, W, C); 0 where nothing is seen.
     """
-    index = vertices_of(fragments.face, fragments.faces)
-    if attributes.dim() == 2:
-        attributes, index = attributes[None], index[None]
-    corners = rows(attributes, index).view(*fragments.face.shape, 3, attributes.shape[-1])
-    return (fragments.barycentric[..., None] * corners).sum(-2)
+    pixel = pixels(fragments.face)
+    weights = fragments.barycentric.flatten(0, 2).index_select(0, pixel).unbind(-1)
+    one, two, three = corners_of(attributes, fragments.faces, fragments.face, pixel)
+    values = weights[0][:, None] * one + weights[1][:, None] * two + weights[2][:, None] * three
+    return spread(values, pixel, fragments.face)
+
+
+def pixels(face: Tensor) -> Tensor:
+    """Return the indices of pixels to compute: on a CPU those that see a face, elsewhere all, as to count them is to wait."""
+    if face.device.type == "cpu":
+        return (face.flatten() >= 0).nonzero()[:, 0]
+    return torch.arange(face.numel(), device=face.device)
+
+
+def spread(values: Tensor, pixel: Tensor, face: Tensor) -> Tensor:
+    """Return (B, H, W, C), given (P, C) values at pixels; 0 at the others."""
+    if len(pixel) < face.numel():
+        values = values.new_zeros(face.numel(), values.shape[-1]).index_copy(0, pixel, values)
+    return values.view(*face.shape, values.shape[-1])
+
+
+def corners_of(values: Tensor, faces: Tensor, face: Tensor, pixel: Tensor) -> list[Tensor]:
+    """Return the (P, C) values at the first, second and third vertices of the faces that pixels see, of (V, C) or (B, V, C) values."""
+    vertices = vertices_of(face.flatten()[pixel], faces)
+    if values.dim() == 3:
+        vertices = vertices + (pixel // face[0].numel() * values.shape[1])[:, None]
+        values = values.flatten(0, 1)
+    values = values if len(values) else values.new_zeros(1, values.shape[-1]).expand(max(1, len(face)), -1)
+    return [values.index_select(0, index) for index in vertices.unbind(-1)]
+
+
+def vertices_of(face: Tensor, faces: Tensor) -> Tensor:
+    """Return (..., 3) vertices of the faces of (...,) indices; those of face 0 for -1, and 0 where there are no faces."""
+    return (faces if len(faces) else faces.new_zeros(1, 3)).index_select(0, face.clamp_min(0).flatten()).view(*face.shape, 3)
