@@ -1,4 +1,4 @@
-/* The kernels of radiance fields for one CPU core; kernels/c_kernels.py says what each does and holds its arguments.
+/* The kernels of radiance fields and meshes for one CPU core; kernels/c_kernels.py says what each does and holds its arguments.
 
    Compiled without contraction to fused multiply-adds, so that points fall into the same cells as in plain torch. */
 
@@ -184,6 +184,146 @@ void composite_backward(const float *density, const float *color, const float *t
     }
     memset(of_density + first[num_rays], 0, (size_t)(num_slots - first[num_rays]) * sizeof(float));
     memset(of_color + 3 * (int64_t)first[num_rays], 0, (size_t)(num_slots - first[num_rays]) * 3 * sizeof(float));
+}
+
+/* Where a corner's x / w or -y / w is, in pixels; whole numbers are their centres. */
+static inline float place_of(float at, float w, float near, int size) {
+    return (at / (w > near ? w : near) + 1.0f) * ((float)size * 0.5f) - 0.5f;
+}
+
+/* The first and the last pixel of a face along an axis, given where its corners are. */
+static inline void span_of(const float at[3], float margin, int is_cut, int size, int *first, int *last) {
+    const float low = fminf(fminf(at[0], at[1]), at[2]) - margin, high = fmaxf(fmaxf(at[0], at[1]), at[2]) + margin;
+    *first = is_cut ? 0 : (int)ceilf(fminf(fmaxf(low, 0.0f), (float)size));
+    *last = is_cut ? size - 1 : (int)floorf(fminf(fmaxf(high, -1.0f), (float)(size - 1)));
+}
+
+/* Up to BLOCK pixels of a row, which a face may hit. */
+static inline void paint(const float x[3], const float y[3], const float w[3], float centre_y, int first, int count, int size,
+                         float near, int32_t face, float *depth, int32_t *nearest) {
+    float e0[BLOCK], e1[BLOCK], e2[BLOCK], v[3];
+    for (int k = 0; k < 3; k++) v[k] = y[k] - centre_y * w[k];
+    for (int i = 0; i < count; i++) {
+        const float centre_x = (float)(2 * (first + i) + (1 - size)) / (float)size;
+        const float u0 = x[0] - centre_x * w[0], u1 = x[1] - centre_x * w[1], u2 = x[2] - centre_x * w[2];
+        e0[i] = u1 * v[2] - v[1] * u2;
+        e1[i] = u2 * v[0] - v[2] * u0;
+        e2[i] = u0 * v[1] - v[0] * u1;
+    }
+    for (int i = 0; i < count; i++) {
+        const int is_front = (e0[i] >= 0.0f) & (e1[i] >= 0.0f) & (e2[i] >= 0.0f);
+        const int is_back = (e0[i] <= 0.0f) & (e1[i] <= 0.0f) & (e2[i] <= 0.0f);
+        const float total = e0[i] + e1[i] + e2[i];
+        if (!(is_front | is_back) || total == 0.0f) continue;
+        const float d = (e0[i] * w[0] + e1[i] * w[1] + e2[i] * w[2]) / total;
+        if (d > near && d < depth[i]) { /* of equally near ones the first stays */
+            depth[i] = d;
+            nearest[i] = face;
+        }
+    }
+}
+
+/* depth: num_images size^2 infinities, nearest: as many -1. */
+void nearest_faces(const float *xyw, const int64_t *faces, int64_t num_images, int64_t num_vertices, int64_t num_faces, int size,
+                   float near, float margin, float *depth, int32_t *nearest) {
+    for (int64_t image = 0; image < num_images; image++)
+        for (int64_t face = 0; face < num_faces; face++) {
+            float x[3], y[3], w[3], across[3], down[3], is_finite = 0.0f;
+            int is_cut = 0, is_seen = 0, left, right, top, bottom;
+            for (int k = 0; k < 3; k++) {
+                const float *corner = xyw + (image * num_vertices + faces[3 * face + k]) * 3;
+                x[k] = corner[0], y[k] = corner[1], w[k] = corner[2];
+                is_finite += (x[k] - x[k]) + (y[k] - y[k]) + (w[k] - w[k]);
+                is_cut |= w[k] <= near;
+                is_seen |= w[k] > near;
+                across[k] = place_of(x[k], w[k], near, size);
+                down[k] = place_of(-y[k], w[k], near, size);
+            }
+            if (!is_seen || is_finite != 0.0f) continue;
+            span_of(across, margin, is_cut, size, &left, &right);
+            span_of(down, margin, is_cut, size, &top, &bottom);
+            for (int row = top; row <= bottom; row++) {
+                const int64_t at = (image * size + row) * size;
+                const float centre_y = (float)((size - 1) - 2 * row) / (float)size;
+                for (int begin = left; begin <= right; begin += BLOCK) {
+                    const int count = right + 1 - begin < BLOCK ? right + 1 - begin : BLOCK;
+                    paint(x, y, w, centre_y, begin, count, size, near, (int32_t)face, depth + at + begin, nearest + at + begin);
+                }
+            }
+        }
+}
+
+typedef struct {
+    float x[3], y[3], w[3], facing;
+    int is_whole; /* before the camera */
+} triangle;
+
+static inline triangle triangle_of(const float *xyw, const int64_t *vertices, float near) {
+    triangle t = {.is_whole = 1};
+    for (int k = 0; k < 3; k++) {
+        const float *corner = xyw + 3 * vertices[k];
+        t.x[k] = corner[0], t.y[k] = corner[1], t.w[k] = corner[2];
+        t.is_whole &= t.w[k] > near;
+    }
+    const float e0 = t.x[1] * t.y[2] - t.y[1] * t.x[2], e1 = t.x[2] * t.y[0] - t.y[2] * t.x[0];
+    const float det = e0 * t.w[0] + e1 * t.w[1] + (t.x[0] * t.y[1] - t.y[0] * t.x[1]) * t.w[2];
+    t.facing = det > 0.0f ? 1.0f : det < 0.0f ? -1.0f : 0.0f;
+    return t;
+}
+
+/* Through which edge the way leads out of a face, -1 where it does not within a pixel; whether that edge is steep enough. */
+static inline int way_out(const triangle *t, float centre_x, float centre_y, int is_down, float sign, int size, int *fits) {
+    float u[3], v[3], along = -INFINITY;
+    int leaving = -1;
+    for (int k = 0; k < 3; k++) {
+        const float x = t->x[k] - centre_x * t->w[k], y = t->y[k] - centre_y * t->w[k];
+        u[k] = (is_down ? y : x) * sign, v[k] = is_down ? x : y;
+    }
+    for (int edge = 0; edge < 3; edge++) {
+        const int i = (edge + 1) % 3, j = (edge + 2) % 3;
+        if ((v[i] >= 0.0f) == (v[j] >= 0.0f)) continue;
+        const float lengthwise = t->w[i] * u[j] - t->w[j] * u[i], wide = t->w[i] * v[j] - t->w[j] * v[i];
+        const float place = (u[i] * v[j] - v[i] * u[j]) / (wide == 0.0f ? 1.0f : wide) * ((float)size * 0.5f);
+        if (place > along) {
+            along = place, leaving = edge;
+            *fits = is_down ? fabsf(wide) > fabsf(lengthwise) : fabsf(wide) >= fabsf(lengthwise);
+        }
+    }
+    return along <= 1.0f ? leaving : -1;
+}
+
+void crossing_edges(const float *xyw, const int64_t *faces, const int64_t *across, const uint8_t *is_turned, const int64_t *face,
+                    const float *depth, int64_t num_images, int64_t num_vertices, int size, float near, int num_steps, int64_t *found) {
+    const int64_t num_pixels = num_images * size * size;
+    for (int64_t pair = 0; pair < 2 * num_pixels; pair++) {
+        const int is_down = pair >= num_pixels;
+        const int64_t pixel = pair - is_down * num_pixels, beside = pixel + (is_down ? size : 1);
+        const int64_t image = pixel / ((int64_t)size * size);
+        int row = (int)(pixel / size % size), column = (int)(pixel % size);
+        found[pair] = -1;
+        if ((is_down ? row : column) == size - 1 || face[pixel] == face[beside]) continue;
+        const int is_other = face[pixel] < 0 || (face[beside] >= 0 && depth[beside] < depth[pixel]);
+        int64_t at = is_other ? face[beside] : face[pixel];
+        row += is_other & is_down, column += is_other & !is_down;
+        const float centre_x = (float)(2 * column + (1 - size)) / (float)size;
+        const float centre_y = (float)((size - 1) - 2 * row) / (float)size;
+        const float *of_image = xyw + image * num_vertices * 3;
+        triangle here = triangle_of(of_image, faces + 3 * at, near);
+        for (int step = 0; step < num_steps && here.is_whole; step++) {
+            int fits = 0;
+            const int leaving = way_out(&here, centre_x, centre_y, is_down, is_other == is_down ? 1.0f : -1.0f, size, &fits);
+            if (leaving < 0) break;
+            const int64_t next = across[3 * at + leaving];
+            triangle there = here;
+            if (next >= 0) there = triangle_of(of_image, faces + 3 * next, near);
+            if (next < 0 || here.facing * there.facing * (is_turned[3 * at + leaving] ? -1.0f : 1.0f) < 0.0f) {
+                if (fits) found[pair] = 6 * at + 2 * leaving + is_other;
+                break;
+            }
+            at = next;
+            here = there;
+        }
+    }
 }
 
 /* From here on sums may be fused: no point's cell depends on them. */

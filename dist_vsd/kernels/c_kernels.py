@@ -1,7 +1,7 @@
-"""The kernels of radiance fields in C for a CPU: c_kernels.c, compiled in a second by the machine's compiler, and kept.
+"""The kernels of radiance fields and meshes in C for a CPU: c_kernels.c, compiled in a second by the machine's compiler, and kept.
 
 Plain torch makes many passes over memory where these make one, each sample's numbers staying in registers. Each function takes contiguous
-fp32 tensors on the CPU (int32 for rays and slots), and computes on one core.
+fp32 tensors on the CPU (int32 for rays and slots, int64 for vertices of faces), and computes on one core.
 """
 
 from __future__ import annotations
@@ -168,6 +168,24 @@ def composite_backward(
     given = (density, color, t, delta, first, weights, transmittance, *(one.contiguous() for one in cotangents))
     _call("composite_backward", *given, _long(len(first) - 1), _long(len(density)), of_density, of_color)
     return of_density, of_color
+
+
+def nearest_faces(xyw: Tensor, faces: Tensor, size: int, near: float, margin: float) -> Tensor:
+    """Return the (B, size, size) int64 face that each pixel sees, given (B, V, 3) vertices and (F, 3) faces (see rasterization.py)."""
+    nearest = torch.full((len(xyw), size, size), -1, dtype=torch.int32)
+    sizes = (*map(_long, (*xyw.shape[:2], len(faces))), _int(size), _float(near), _float(margin))
+    _call("nearest_faces", xyw, faces, *sizes, torch.full(nearest.shape, torch.inf), nearest)
+    return nearest.long()
+
+
+def crossing_edges(
+    xyw: Tensor, faces: Tensor, across: Tensor, is_turned: Tensor, face: Tensor, depth: Tensor, near: float, num_steps: int
+) -> Tensor:
+    """Return (2, B, size, size) int64 silhouettes between neighbouring pixels (see silhouettes.py)."""
+    found = torch.empty(2, *face.shape, dtype=torch.int64)
+    sizes = (*map(_long, xyw.shape[:2]), _int(face.shape[1]), _float(near), _int(num_steps))
+    _call("crossing_edges", xyw, faces, across, is_turned, face, depth, *sizes, found)
+    return found
 
 
 def two_layers(x: Tensor, hidden: Tensor, hidden_bias: Tensor, output: Tensor, output_bias: Tensor) -> Tensor:

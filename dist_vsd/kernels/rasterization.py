@@ -5,23 +5,20 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dist_vsd.kernels import c_kernels
 from dist_vsd.kernels.choice import serving
+from dist_vsd.kernels.pixels import MARGIN, NEAR, NOTHING, edge_functions, pixel_centres, unpacked
 
-NEAR = 0.01  # scene units along the viewing axis; what is nearer to the camera is not seen
-MARGIN = 1 / 64  # pixels that the box around a face is larger: far more than rounding moves its edges by
 NUM_AT_ONCE = 1 << 18  # pairs of a face and a pixel that plain torch looks at together
-NOTHING = torch.iinfo(torch.int64).max
 
 
 @torch.no_grad()
 def nearest_faces(clip: Tensor, faces: Tensor, size: int) -> Tensor:
     """Find the face that each pixel's centre sees.
 
-    With x', y' a vertex's x - p_x w and y - p_y w for a pixel centre p in [-1, 1]^2, the face's barycentric coordinates there are in
-    proportion to e_0 = x'_1 y'_2 - y'_1 x'_2 and so on (Olano and Greer 1997, "Triangle scan conversion using 2D homogeneous
-    coordinates"), which need no division by w: the face is hit where no two e have different signs. So what lies nearer than NEAR is
-    clipped away pixel by pixel, however large the face. The e of an edge's two faces are the negatives of each other to the bit: there
-    are no gaps between faces, and where a centre is on an edge both are hit. Both sides of a face are seen.
+    A face is hit where no two of its edge functions (pixels.edge_functions) have different signs. They need no division by w, so what
+    lies nearer than NEAR is clipped away pixel by pixel, however large the face. Those of an edge's two faces are the negatives of each
+    other to the bit: there are no gaps between faces, and where a centre is on an edge both are hit. Both sides of a face are seen.
 
     Decided in fp32 whatever clip's precision, with the same bits by every implementation. Not differentiable.
 
@@ -42,7 +39,7 @@ def nearest_faces(clip: Tensor, faces: Tensor, size: int) -> Tensor:
             from dist_vsd.kernels.rasterization_triton import nearest_faces as in_triton
 
             return in_triton(xyw, faces, size)
-        return _nearest_faces(xyw, faces, size)
+        return c_kernels.nearest_faces(xyw, faces, size, NEAR, MARGIN) if by == "c" else _nearest_faces(xyw, faces, size)
     return torch.full((len(clip), size, size), -1, device=clip.device, dtype=torch.int64)
 
 
@@ -64,11 +61,6 @@ def _nearest_faces(xyw: Tensor, faces: Tensor, size: int) -> Tensor:
     return unpacked(nearest).view(len(xyw), size, size)
 
 
-def unpacked(nearest: Tensor) -> Tensor:
-    """Return the faces of keys, -1 for NOTHING."""
-    return torch.where(nearest == NOTHING, -1, nearest & 0xFFFFFFFF)
-
-
 def _boxes(corners: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return top, left, height and width, int64, of the boxes around (N, 3, 3) faces' pixels.
 
@@ -80,7 +72,7 @@ def _boxes(corners: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     half = size * 0.5
     w = w.clamp_min(NEAR)
     left, width = _span((x / w + 1.0) * half - 0.5, is_seen, is_cut, size)
-    top, height = _span((1.0 - y / w) * half - 0.5, is_seen, is_cut, size)
+    top, height = _span((-y / w + 1.0) * half - 0.5, is_seen, is_cut, size)
     return top, left, height, width
 
 
@@ -93,21 +85,9 @@ def _span(at: Tensor, is_seen: Tensor, is_cut: Tensor, size: int) -> tuple[Tenso
 
 def _hits(corners: Tensor, row: Tensor, column: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Say whether pixels' centres hit their faces, and at which depths."""
-    x, y, w = corners.unbind(-1)
-    e = edge_functions(x, y, w, *pixel_centres(row, column, size, x.dtype))
+    x, y, w = (values.unbind(-1) for values in corners.unbind(-1))
+    e = edge_functions(x, y, w, *pixel_centres(row, column, size, corners.dtype))
     total = e[0] + e[1] + e[2]
-    depth = (e[0] * w[:, 0] + e[1] * w[:, 1] + e[2] * w[:, 2]) / torch.where(total == 0, 1.0, total)
+    depth = (e[0] * w[0] + e[1] * w[1] + e[2] * w[2]) / torch.where(total == 0, 1.0, total)
     inside = ((e[0] >= 0) & (e[1] >= 0) & (e[2] >= 0)) | ((e[0] <= 0) & (e[1] <= 0) & (e[2] <= 0))
     return inside & (total != 0) & (depth > NEAR), depth  # a total of 0 is a face without area
-
-
-def pixel_centres(row: Tensor, column: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return x and y, in [-1, 1], y upwards, of the centres of pixels."""
-    return (2 * column + (1 - size)).to(dtype) / size, ((size - 1) - 2 * row).to(dtype) / size
-
-
-def edge_functions(x: Tensor, y: Tensor, w: Tensor, centre_x: Tensor, centre_y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return e_0, e_1 and e_2 (see nearest_faces) of faces with corners (N, 3) at N pixels' centres; differentiable."""
-    x, y = x - centre_x[..., None] * w, y - centre_y[..., None] * w
-    (x0, x1, x2), (y0, y1, y2) = x.unbind(-1), y.unbind(-1)
-    return x1 * y2 - y1 * x2, x2 * y0 - y2 * x0, x0 * y1 - y0 * x1

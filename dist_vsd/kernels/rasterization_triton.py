@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from dist_vsd.kernels.launch import launch
-from dist_vsd.kernels.rasterization import MARGIN, NEAR, unpacked
+from dist_vsd.kernels.pixels import MARGIN, NEAR, NOTHING, unpacked
 
 SMALL = 256  # pixels of a box, beyond which a face has programs of its own
 FEW = 65536  # programs for large faces, one a face, beside which there is room for several a face
@@ -23,7 +23,7 @@ SIGNATURES = {"paint_kernel": (_ARGUMENTS, CONSTANTS)}
 def nearest_faces(xyw: Tensor, faces: Tensor, size: int) -> Tensor:
     """Return the face that each pixel sees; see rasterization.nearest_faces."""
     num_images, num_vertices, _ = xyw.shape
-    nearest = torch.full((num_images, size, size), torch.iinfo(torch.int64).max, device=xyw.device, dtype=torch.int64)
+    nearest = torch.full((num_images, size, size), NOTHING, device=xyw.device, dtype=torch.int64)
     arguments = (xyw, faces, nearest, num_vertices, len(faces), size)
     launch(paint_kernel, (triton.cdiv(len(faces), CONSTANTS["FACES"]), num_images, 1), *arguments, **CONSTANTS)
     parts = max(1, min(16, FEW // len(faces), triton.cdiv(size * size, OF_LARGE_FACES["PIXELS"])))
@@ -88,7 +88,7 @@ def _across(x, w, size):
 
 @triton.jit
 def _down(y, w, size):
-    return (1.0 - tl.div_rn(y, w)) * (size * 0.5) - 0.5
+    return (tl.div_rn(-y, w) + 1.0) * (size * 0.5) - 0.5
 
 
 @triton.jit
