@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
 from dist_vsd.kernels.two_layers import two_layers
+from dist_vsd.normal_maps import color_normals
 from dist_vsd.particles.dense_grid import DenseGrid
 from dist_vsd.particles.hash_grid import HashGrid
 from dist_vsd.particles.occupancy import make_grid, refresh
 from dist_vsd.particles.particle import Particle, Render
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
-from dist_vsd.particles.volume_rendering import Sampling, render_rays
+from dist_vsd.particles.volume_rendering import Rays, Sampling, render_rays
 
 # Colours reach a little beyond [0, 1] (as in mip-NeRF). With a plain sigmoid the early pull towards a pure colour drives the
 # raw values so far out that a part of another colour, a green duck's orange beak, never comes back.
@@ -71,13 +72,10 @@ class RadianceField(Particle):
         """Render B images by volume rendering; see Particle.render.
 
         Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, of the pixels' opacity;
-        ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays.
+        ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays. Normals are those of -grad density, computed when asked.
         """
-        config = self.config
         batch = len(cameras)
-        origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
-        if config.track_origin:
-            origins = origins + self.origin
+        origins, directions = self._rays(cameras, size)
         num_rays = origins.shape[0]
         offset = origins.new_full((num_rays,), 0.5) if drawn is None else drawn["offset"].to(origins)
         rays = render_rays(
@@ -96,7 +94,21 @@ class RadianceField(Particle):
                 "weight_entropy": rays.weight_entropy,
                 "depth_variance": rays.depth_variance,
             },
+            normal=lambda: self._normals(cameras, size, rays),
+            depth=as_images(rays.distance[:, None], batch, size),
         )
+
+    def _rays(self, cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
+        """Return origins and directions of the rays of all pixels, (B * size * size, 3) each."""
+        origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
+        return origins + self.origin if self.config.track_origin else origins, directions
+
+    def _normals(self, cameras: Cameras, size: int, rays: Rays) -> Tensor:
+        """Return the normal maps of a render; rays are cast again, so that a render of which nobody asks this holds nothing for it."""
+        half_interval = self.config.bound / self.config.num_samples  # what is finer than an interval the samples do not see
+        normals = rays.normals(self.density, *self._rays(cameras, size), half_interval, self.sampling)
+        c2w = cameras.c2w.repeat_interleave(size * size, 0)
+        return as_images(color_normals(normals, c2w, rays.opacity[:, None]), len(cameras), size)
 
     def _background(self, directions: Tensor, batch: int, drawn: Mapping[str, Tensor] | None) -> Tensor:
         """Return the (N, 3) colours behind N rays."""
