@@ -13,7 +13,7 @@ FLOORS = {
     "particles": 1, "priors": 1, "score": 1,
     "objectives": 2, "config": 2, "config_files": 2,
     "training": 3, "runs": 3,
-    "reporting": 4, "evaluation": 4, "export": 4,
+    "reporting": 4, "evaluation": 4, "export": 4, "viewing": 4,
     "sweep": 5, "scaling": 5, "lab": 5,
     "commands": 6,
     "cli": 7,

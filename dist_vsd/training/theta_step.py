@@ -50,7 +50,8 @@ class ThetaStep:
         progress = self._state.stage.progress(self._index)
         penalty = sum(len(one.image) * regularization(config, progress, one) for one in renders)
         if config.regularization.reconstruction > 0 and x_0 is not None:
-            penalty = penalty + config.regularization.reconstruction * reconstruction_loss(self._state.prior, renders, x_0, config.supervise)
+            difference = reconstruction_loss(self._state.prior, renders, x_0, config.supervise)
+            penalty = penalty + config.regularization.reconstruction * difference
         if isinstance(penalty, Tensor):
             roots.append((penalty, None))
         # Multiplying by 1 / views before backward: the chain is linear.
