@@ -1,4 +1,4 @@
-"""The command line: `dist-vsd train | render | export | sweep | prior | plan | bench | lab | info`.
+"""The command line: `dist-vsd train | render | view | export | sweep | prior | plan | bench | lab | info`.
 
 Exit codes: 0 done; 1 failed; 2 bad input (one line says the rule, the value and what to change, and nothing was written);
 75 stopped early with everything saved: start again with --resume to go on.
@@ -20,6 +20,7 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 COMMANDS = {
     "train": "optimise particles for a prompt (also under `accelerate launch ... -m dist_vsd train`)",
     "render": "look at a run: turntables (GIF, MP4, PNG), grids, any cameras",
+    "view": "look at a run in the browser, while it trains and after: turn particles, compare them",
     "export": "write particles as PLY or GLB: a mesh with colours, or points",
     "evaluate": "measure runs: CLIP score, R-precision, quality, variety, diversity, faces, overlap",
     "prior": "the embedded prior: `prior sample` draws from any prior, `prior train` makes it anew",

@@ -303,6 +303,8 @@ class RunConfig(_FieldsOfTables):
             raise ValueError(
                 f"supervise must be {listed} for representation {self.representation}, got {self.supervise!r}: change --supervise"
             )
+        if self.supervise not in self.objective_row.sees:
+            raise ValueError(f"objective {self.objective} sees colours alone, got supervise {self.supervise!r}: change one of them")
         if unknown := [name for name in self.trains if name not in self.representation_row.groups]:
             listed = ", ".join(self.representation_row.groups)
             raise ValueError(

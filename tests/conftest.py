@@ -25,7 +25,7 @@ LONGEST = (
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.
 QUICK = {
-    "background", "cameras", "captions", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
+    "background", "cameras", "captions", "channels", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
     "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "glb", "guidance", "help", "image_particle",
     "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_sampling",
     "kernels_waits", "layout", "metrics", "plan", "process", "radiance_field", "random", "run_directory", "scenes", "serialization",

@@ -8,12 +8,12 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "dist_vsd"
 FLOORS = {
-    "__init__": 0, "diffusion": 0, "cameras": 0, "view_words": 0, "distributed": 0, "image_files": 0, "serialization": 0,
+    "__init__": 0, "diffusion": 0, "cameras": 0, "normal_maps": 0, "view_words": 0, "distributed": 0, "image_files": 0, "serialization": 0,
     "writable": 0, "errors": 0, "device": 0, "cache_folder": 0, "optimizer": 0, "stopwatch": 0, "kernels": 0, "rasterization": 0,
     "particles": 1, "priors": 1, "score": 1,
     "objectives": 2, "config": 2, "config_files": 2,
     "training": 3, "runs": 3,
-    "reporting": 4, "evaluation": 4, "export": 4,
+    "reporting": 4, "evaluation": 4, "export": 4, "viewing": 4,
     "sweep": 5, "scaling": 5, "lab": 5,
     "commands": 6,
     "cli": 7,

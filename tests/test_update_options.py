@@ -184,7 +184,7 @@ def test_a_phi_without_a_camera_has_no_embedding_of_it_and_alpha_scales_its_laye
 def test_depth_variance_is_zero_for_a_thin_surface_and_that_of_the_weights_for_a_thick_one():
     weights, depth = torch.tensor([1.0, 0.25, 0.5, 0.25]), torch.tensor([2.0, 1.0, 2.0, 3.0])
     samples = samples_on(torch.tensor([0, 1, 1, 1]), depth, num_rays=3, num_samples=4)
-    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, samples)
+    rays = Rays(torch.zeros(3, 3), torch.tensor([1.0, 1.0, 0.2]), weights, samples, torch.zeros(3))
     # The first ray meets one point, the second has a variance of 1/2, the third is hardly opaque and does not count.
     assert float(rays.depth_variance()) == pytest.approx(0.25)
 

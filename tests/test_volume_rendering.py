@@ -109,7 +109,8 @@ def test_skipping_empty_cells_changes_nothing_and_asks_at_fewer_points():
 def composited(weights, opacity, num_samples):
     """Rays with given weights, all of them on the first; colour and depth play no part in entropies."""
     ray = torch.zeros(len(weights), dtype=torch.int32)
-    return Rays(torch.zeros(len(opacity), 3), opacity, weights, samples_on(ray, torch.zeros_like(weights), len(opacity), num_samples))
+    samples = samples_on(ray, torch.zeros_like(weights), len(opacity), num_samples)
+    return Rays(torch.zeros(len(opacity), 3), opacity, weights, samples, torch.zeros_like(opacity))
 
 
 def bits(p):

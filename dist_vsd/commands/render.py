@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from dist_vsd.commands.arguments import parse
+from dist_vsd.particles.representations import CHANNELS
 from dist_vsd.writable import require_writable_folder
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class RenderArguments:
     """The run directory."""
     kind: str = "turntable"
     """turntable, grid or views."""
+    channel: str = "color"
+    """color, normal, depth or opacity, as far as the particles show them."""
     particles: tuple[int, ...] = ()
     """Ids of the particles; all by default."""
     num_views: int = 0
@@ -58,6 +61,8 @@ class RenderArguments:
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"--kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        if self.channel not in CHANNELS:
+            raise ValueError(f"--channel must be one of {', '.join(CHANNELS)}, got {self.channel!r}")
         if self.size < 1:
             raise ValueError(f"--size must be at least 1, got {self.size}")
         if self.num_views < 0:
@@ -85,6 +90,8 @@ def run(arguments: list[str]) -> int:
     device = best_device()
     memory = Memory.of(device)
     saved = open_run(Path(parsed.run_dir), parsed.particles, device)
+    if parsed.channel not in (shows := saved.config.representation_row.shows):
+        raise ValueError(f"--channel must be {' or '.join(shows)} for representation {saved.config.representation}, got {parsed.channel!r}")
     for note in saved.notes:
         print(note)
     cameras = choose_cameras(parsed, saved).to(device)
@@ -104,7 +111,7 @@ def size_flag(parsed: RenderArguments, saved: SavedRun, num_views: int) -> SizeF
     """Return what decides the memory: one render's way, and the pictures of a particle (of all of them in a grid) thrice."""
     from dist_vsd.scaling.fit import SizeFlag, measure_render
 
-    held = measure_render(next(iter(saved.particles.values())), saved.config, with_gradient=False)
+    held = measure_render(next(iter(saved.particles.values())), saved.config, False, parsed.channel)
     pictures = 3 * PIXEL_BYTES * num_views * (len(saved.particles) if parsed.kind == "grid" else 1)
     return SizeFlag("--size", parsed.size, lambda size: held.at(size) + pictures * size**2)
 
@@ -116,22 +123,23 @@ def write_pictures(parsed: RenderArguments, saved: SavedRun, cameras: Cameras, f
 
     files: list[Path] = []
     rows = []
+    ending = "" if parsed.channel == "color" else f"_{parsed.channel}"
     for particle, theta in saved.particles.items():
-        frames = render_views(theta, cameras, parsed.size, saved.decode)
+        frames = render_views(theta, cameras, parsed.size, saved.decode, parsed.channel)
         if saved.config.is_flat:
             files.append(folder / f"picture_{particle:04d}.png")
             write_png(frames, files[-1])
         elif parsed.kind == "turntable":
-            files += write_turntable(frames, folder / f"turntable_{particle:04d}")
+            files += write_turntable(frames, folder / f"turntable_{particle:04d}{ending}")
         elif parsed.kind == "grid":
             rows.append(frames)
         else:
             for azimuth, frame in zip(parsed.azimuth_deg, frames, strict=True):
-                file = folder / f"particle_{particle:04d}_azimuth_{azimuth:+08.2f}.png"
+                file = folder / f"particle_{particle:04d}_azimuth_{azimuth:+08.2f}{ending}.png"
                 write_png(frame[None], file)
                 files.append(file)
     if rows:
-        files.append(write_grid(rows, folder / f"grid_update_{saved.update:08d}.png"))
+        files.append(write_grid(rows, folder / f"grid_update_{saved.update:08d}{ending}.png"))
     return files
 
 

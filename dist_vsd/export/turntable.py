@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.image_files import tile, write_gif, write_mp4, write_png
+from dist_vsd.particles.channels import picture_of
 from dist_vsd.particles.particle import Particle
 
 FRAMES_PER_SECOND = 20.0
@@ -17,7 +18,9 @@ STRIP_FRAMES = 8
 
 
 @torch.no_grad()
-def render_views(particle: Particle, cameras: Cameras, size: int, decode: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+def render_views(
+    particle: Particle, cameras: Cameras, size: int, decode: Callable[[Tensor], Tensor] | None = None, channel: str = "color"
+) -> Tensor:
     """Render a particle from each camera, one at a time to bound memory.
 
     Args:
@@ -25,11 +28,13 @@ def render_views(particle: Particle, cameras: Cameras, size: int, decode: Callab
         cameras: B of them.
         size: height and width, pixels; a latent particle has the size that its prior decodes to.
         decode: from x_0 to a picture, for latent particles.
+        channel: of particles/channels.py, that the particle shows.
 
     Returns:
         (B, 3, size, size) in [0, 1] on the CPU.
     """
-    images = [particle.render(cameras[i : i + 1], size).image for i in range(len(cameras))]
+    each = [cameras[i : i + 1] for i in range(len(cameras))]
+    images = [picture_of(particle.render(one, size), channel, one) for one in each]
     if particle.is_latent:
         assert decode is not None
         images = [decode(image) for image in images]

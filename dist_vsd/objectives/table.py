@@ -22,6 +22,7 @@ class ObjectiveRow:
         made_by: "module:Class" of it; called with the run's configuration, the prior and eps_phi.
         needs_phi: whether it asks eps_phi, which is then trained along.
         serves: whether it can act on a kind of particle.
+        sees: the channels of a render that it can be shown.
         section: where its own settings stand in a run's configuration; empty without any.
         config: their dataclass.
     """
@@ -29,6 +30,7 @@ class ObjectiveRow:
     made_by: str
     needs_phi: bool = False
     serves: Callable[[Representation], bool] = lambda _representation: True
+    sees: tuple[str, ...] = ("color", "normal")
     section: str = ""
     config: type | None = None
 
@@ -46,9 +48,9 @@ OBJECTIVES: dict[str, ObjectiveRow] = {
     "vsd": ObjectiveRow(made_by="dist_vsd.objectives.vsd:Vsd", needs_phi=True),
     "sds": ObjectiveRow(made_by="dist_vsd.objectives.sds:Sds", section="sds", config=SdsConfig),
     "denoising": ObjectiveRow(made_by="dist_vsd.objectives.denoising:Denoising"),
-    # It compares pictures, and a latent is none.
+    # It compares pictures, and a latent is none; it puts backgrounds of its own behind colours.
     "clip": ObjectiveRow(
-        made_by="dist_vsd.objectives.clip:DreamFields", serves=lambda r: not r.is_latent, section="clip", config=ClipConfig
+        made_by="dist_vsd.objectives.clip:DreamFields", serves=lambda r: not r.is_latent, sees=("color",), section="clip", config=ClipConfig
     ),
     # What is sampled is a picture, which the particle must be able to hold.
     "ancestral": ObjectiveRow(

@@ -22,21 +22,25 @@ class Render:
         opacity: (B, 1, H, W) in [0, 1]; ones for a particle without depth.
         foreground: like image, premultiplied by opacity and without a background.
         regularizers: named scalars that may be weighed and added to the objective, differentiable in theta; computed when called.
-        normal: (B, 3, H, W) surface normals, coloured as (n + 1) / 2 in [0, 1], of a particle that shows them; else None.
+        normal: (B, 3, H, W) surface normals of a particle that shows them, coloured and on white as color_normals has it (normal_maps.py);
+            or a function that returns them, where they take work that only those who want to see them should pay; else None.
+        depth: (B, 1, H, W) expected distance along the ray, from the camera to what it hits, scene units; 0 where it hits nothing. None
+            for a particle without depth.
     """
 
     image: Tensor
     opacity: Tensor
     foreground: Tensor
     regularizers: dict[str, Callable[[], Tensor]]
-    normal: Tensor | None = None
+    normal: Tensor | Callable[[], Tensor] | None = None
+    depth: Tensor | None = None
 
     def channel(self, name: str) -> Tensor:
-        """Return what an objective is to see, color or normal, as a picture."""
+        """Return what an objective is to see, color or normal, as a picture; the gradient flows to theta either way."""
         if name == "color":
             return self.image
         assert self.normal is not None, "a representation that shows no normals"
-        return self.normal
+        return self.normal() if callable(self.normal) else self.normal
 
 
 class Particle(nn.Module):

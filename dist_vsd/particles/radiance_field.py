@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from dist_vsd.cameras import Cameras, cast_rays
+from dist_vsd.normal_maps import color_normals
 from dist_vsd.particles.colored_particle import ColoredParticle, as_images
 from dist_vsd.particles.occupancy import make_grid, refresh
 from dist_vsd.particles.particle import Render
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
-from dist_vsd.particles.volume_rendering import Sampling, render_rays
+from dist_vsd.particles.volume_rendering import Rays, Sampling, render_rays
 
 
 class RadianceField(ColoredParticle):
@@ -51,13 +52,10 @@ class RadianceField(ColoredParticle):
         """Render B images by volume rendering; see Particle.render.
 
         Regularizers: ``opacity``, the mean opacity of the pixels (sparsity); ``entropy``, of the pixels' opacity;
-        ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays.
+        ``weight_entropy``, of the samples' weights; ``depth_variance``; see Rays. Normals are those of -grad density, computed when asked.
         """
-        config = self.config
         batch = len(cameras)
-        origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
-        if config.track_origin:
-            origins = origins + self.origin
+        origins, directions = self._rays(cameras, size)
         num_rays = origins.shape[0]
         offset = origins.new_full((num_rays,), 0.5) if drawn is None else drawn["offset"].to(origins)
         rays = render_rays(
@@ -76,7 +74,21 @@ class RadianceField(ColoredParticle):
                 "weight_entropy": rays.weight_entropy,
                 "depth_variance": rays.depth_variance,
             },
+            normal=lambda: self._normals(cameras, size, rays),
+            depth=as_images(rays.distance[:, None], batch, size),
         )
+
+    def _rays(self, cameras: Cameras, size: int) -> tuple[Tensor, Tensor]:
+        """Return origins and directions of the rays of all pixels, (B * size * size, 3) each."""
+        origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
+        return origins + self.origin if self.config.track_origin else origins, directions
+
+    def _normals(self, cameras: Cameras, size: int, rays: Rays) -> Tensor:
+        """Return the normal maps of a render; rays are cast again, so that a render of which nobody asks this holds nothing for it."""
+        half_interval = self.config.bound / self.config.num_samples  # what is finer than an interval the samples do not see
+        normals = rays.normals(self.density, *self._rays(cameras, size), half_interval, self.sampling)
+        c2w = cameras.c2w.repeat_interleave(size * size, 0)
+        return as_images(color_normals(normals, c2w, rays.opacity[:, None]), len(cameras), size)
 
     def changes_at(self, update: int) -> bool:
         """See Particle: every ``occupancy_every`` updates."""

@@ -14,6 +14,8 @@ from dist_vsd.particles.particle_configs import ImageConfig, LatentConfig, Radia
 if TYPE_CHECKING:
     from dist_vsd.particles.particle import Particle
 
+CHANNELS = ("color", "normal", "depth", "opacity")  # what a render may show (particles/channels.py makes pictures of them)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Representation:
@@ -23,7 +25,7 @@ class Representation:
         made_by: "module:Class" of it; a name, so that its code is imported where a particle is made, and nowhere else.
         section: where its settings stand in a run's configuration.
         config: their dataclass.
-        shows: what its renders have, out of color, opacity, depth and normal.
+        shows: what its renders have, out of CHANNELS and in their order.
         groups: names of its optimiser's groups (Particle.parameter_groups).
         is_flat: a picture, the same from every camera: its prompt has no view words, and phi is told no pose.
         is_latent: its pictures are x_0 of the prior, which needs no encoding and has to be decoded to be looked at.
@@ -60,7 +62,7 @@ REPRESENTATIONS: dict[str, Representation] = {
         made_by="dist_vsd.particles.radiance_field:RadianceField",
         section="field",
         config=RadianceFieldConfig,
-        shows=("color", "opacity"),
+        shows=CHANNELS,
         groups=("encoding", "mlp", "background"),
         is_volume=True,
     ),

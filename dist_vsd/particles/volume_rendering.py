@@ -19,6 +19,8 @@ from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.sampling import Samples, sample_occupied
 
 Density = Callable[[Tensor], Tensor]  # (M, 3) points -> (M,) densities, 1 / scene units
+LEAST_SLOPE = 1e-2  # of density, 1 / scene units squared, below which there is no surface: the start's ball has 10 at its edge
+LEAST_OPACITY = 1e-5  # of a ray whose mean distance means something
 Field = Callable[[Tensor], tuple[Tensor, Tensor]]  # (M, 3) points -> (M,) densities, (M, 3) colours
 
 
@@ -60,17 +62,34 @@ class Rays:
         opacity: (N,) in [0, 1].
         weights: (M,) of the samples at which the field was asked; 0 in slots that are left over.
         samples: where these are.
+        distance: (N,) expected distance to what is hit, along the ray from its origin, scene units; 0 where nothing is.
     """
 
     color: Tensor
     opacity: Tensor
     weights: Tensor
     samples: Samples
+    distance: Tensor
 
     @property
     def num_evaluated(self) -> int:
         """Samples at which the field was asked with a gradient (a CPU-GPU sync)."""
         return int(self.samples.count)
+
+    def normals(self, density: Density, origins: Tensor, directions: Tensor, step: float, sampling: Sampling) -> Tensor:
+        """Return (N, 3) surface normals along the axes of the world, composited as colours are: premultiplied by opacity.
+
+        The field is asked six times anew at each sample that this render asked it at; the gradient flows to it and to the weights.
+
+        Args:
+            density: of the field.
+            origins, directions: (N, 3), with which the rays were rendered.
+            step: see outward_normals.
+            sampling: with which the rays were rendered.
+        """
+        points = self.samples.points(origins, directions)
+        normals = outward_normals(lambda at: in_tiles(density, at, sampling.tile_points), points, step, sampling.bound)
+        return torch.stack([accumulate(self.weights * along, self.samples) for along in normals.unbind(-1)], -1)
 
     def opacity_entropy(self) -> Tensor:
         """Return the mean binary entropy of the rays' opacity, nats: a pixel should be solid or empty."""
@@ -94,7 +113,7 @@ class Rays:
         The z-variance of HiFA (Zhu et al. 2023): it is small where a ray meets one thin surface.
         """
         ray, t = self.samples.ray, self.samples.t
-        weights = self.weights / self.opacity.clamp_min(1e-5)[ray]
+        weights = self.weights / self.opacity.clamp_min(LEAST_OPACITY)[ray]
         mean = accumulate(weights * t, self.samples)
         variance = accumulate(weights * (t - mean[ray]).square(), self.samples)
         solid = (self.opacity.detach() > 0.5).to(variance)
@@ -139,7 +158,27 @@ def render_rays(
         samples = visible(densities, samples, budget, sampling.hidden_below)
     densities, colors = in_tiles(field, samples.points(origins, directions), sampling.tile_points)
     composited = composite(densities, colors, samples)
-    return Rays(composited.color, composited.opacity, composited.weights, samples)
+    distance = composited.depth / composited.opacity.clamp_min(LEAST_OPACITY)
+    return Rays(composited.color, composited.opacity, composited.weights, samples, distance)
+
+
+def outward_normals(density: Density, points: Tensor, step: float, bound: float) -> Tensor:
+    """Return (M, 3) normals -grad sigma / |grad sigma|, by central differences; shorter than 1 where density hardly changes.
+
+    Differentiable in the field's parameters, which autograd's own gradient by the points would not be: kernels have it once.
+
+    Args:
+        density: the field's.
+        points: (M, 3).
+        step: half the difference's length, scene units.
+        bound: half the side of the cube beyond which the field is not asked.
+    """
+    falls = []
+    for axis in torch.eye(3, dtype=points.dtype, device=points.device).mul(step):
+        before, behind = ((points + shift).clamp(-bound, bound) for shift in (-axis, axis))
+        falls.append((density(before) - density(behind)) / (2 * step))
+    fall = torch.stack(falls, -1)
+    return fall / (fall.square().sum(-1, keepdim=True) + LEAST_SLOPE**2).sqrt()
 
 
 def in_tiles(field: Callable[[Tensor], Tensor | tuple[Tensor, ...]], points: Tensor, size: int) -> Tensor | tuple[Tensor, ...]:

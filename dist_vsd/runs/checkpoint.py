@@ -190,8 +190,36 @@ def left_after(folder: Path, update: int, config: RunConfig) -> Checkpoint:
     return Checkpoint(path, update)
 
 
-def _fault(path: Path, config: RunConfig, formats: tuple[int, ...]) -> str | None:
-    """Say what is wrong with a checkpoint, or None."""
+def updates_in(folder: Path) -> list[int]:
+    """Return the updates of the checkpoints in a folder, by their names alone, from old to new."""
+    try:
+        names = [path.name for path in folder.iterdir()]
+    except OSError:  # there is none yet
+        return []
+    return sorted(int(name.removeprefix("update_")) for name in names if _NAME.fullmatch(name))
+
+
+def with_particles(folder: Path, update: int, config: RunConfig, particles: tuple[int, ...]) -> Checkpoint:
+    """Return the checkpoint of an update, of which nothing but these particles is read and checked.
+
+    Args:
+        folder: of the run's checkpoints.
+        update: updates done.
+        config: of the run that it must belong to.
+        particles: ids.
+
+    Raises:
+        ValueError: it is missing, or these particles are damaged.
+    """
+    path = folder / f"update_{update:08d}"
+    files = frozenset(f"particles/{particle:04d}.safetensors" for particle in particles)
+    if fault := _fault(path, config, SHOWN, files):
+        raise ValueError(f"checkpoint {path.name} can't be shown ({fault}): choose another update")
+    return Checkpoint(path, update)
+
+
+def _fault(path: Path, config: RunConfig, formats: tuple[int, ...], files: frozenset[str] | None = None) -> str | None:
+    """Say what is wrong with a checkpoint, or None; of its files those named alone are looked into, if any are."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         version = manifest["version"]
@@ -214,6 +242,8 @@ def _fault(path: Path, config: RunConfig, formats: tuple[int, ...]) -> str | Non
     if absent:
         return f"its manifest does not name {absent}"
     for name, digest in hashes.items():
+        if files is not None and name not in files:
+            continue
         try:
             file = (path / name).resolve()
         except (ValueError, OSError):  # a null byte, or a name that is too long

@@ -42,19 +42,20 @@ class RenderBytes:
         return self.fixed + self.of_pixel * size**2
 
 
-def measure_render(theta: Particle, config: RunConfig, with_gradient: bool = True) -> RenderBytes:
+def measure_render(theta: Particle, config: RunConfig, with_gradient: bool = True, channel: str = "") -> RenderBytes:
     """Render a particle twice, tiny, and return the line through what both held at their peak.
 
     Args:
         theta: left as it is.
         config: of its run, for the middle of the cameras.
         with_gradient: whether it is rendered to be optimised, and the way back counts too.
+        channel: that is looked at; by default the one that the run supervises.
     """
     device, peaks = next(theta.parameters()).device, []
     cameras = turntable(1, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2).to(device)
     for size in TRIAL_SIZES:
         with torch.set_grad_enabled(with_gradient), CountedMemory() as count:
-            theta.render(cameras, size)
+            theta.render(cameras, size).channel("normal" if (channel or config.supervise) == "normal" else "color")
         peaks.append(count.peak_bytes * (WAY_BACK if with_gradient else 1.0))
     small, large = (size**2 for size in TRIAL_SIZES)
     of_pixel = max(0.0, (peaks[1] - peaks[0]) / (large - small))

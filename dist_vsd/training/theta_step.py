@@ -50,7 +50,8 @@ class ThetaStep:
         progress = self._state.stage.progress(self._index)
         penalty = sum(len(one.image) * regularization(config, progress, one) for one in renders)
         if config.regularization.reconstruction > 0 and x_0 is not None:
-            penalty = penalty + config.regularization.reconstruction * reconstruction_loss(self._state.prior, renders, x_0)
+            difference = reconstruction_loss(self._state.prior, renders, x_0, config.supervise)
+            penalty = penalty + config.regularization.reconstruction * difference
         if isinstance(penalty, Tensor):
             roots.append((penalty, None))
         # Multiplying by 1 / views before backward: the chain is linear.
@@ -173,7 +174,7 @@ def regularization(config: RunConfig, progress: float, render: Render) -> Tensor
     return sum((weight * render.regularizers[name]() for name, weight in weights.items() if weight > 0), start=0.0)
 
 
-def reconstruction_loss(prior: Prior, renders: list[Render], x_0: Tensor) -> Tensor:
+def reconstruction_loss(prior: Prior, renders: list[Render], x_0: Tensor, channel: str = "color") -> Tensor:
     """Return the sum over renders of the mean ||image - D(x_0)||^2 over pixels; the gradient flows to the images, not through D or E.
 
     An encoder sees much less than a picture holds, and the score moves a picture that is free in every pixel, or a network of
@@ -183,8 +184,9 @@ def reconstruction_loss(prior: Prior, renders: list[Render], x_0: Tensor) -> Ten
         prior: whose decoder D is.
         renders: B of them.
         x_0: (B, ...) them, encoded.
+        channel: that was encoded.
     """
-    image = torch.cat([render.image for render in renders])
+    image = torch.cat([render.channel(channel) for render in renders])
     with torch.no_grad():
         decoded = torch.nn.functional.interpolate(prior.decode(x_0).float(), image.shape[-2:], mode="bilinear", antialias=True)
     return (image - decoded).square().flatten(1).mean(1).sum()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dist_vsd.cameras import Cameras, cast_rays
+from dist_vsd.normal_maps import color_normals
 from dist_vsd.priors.embedded.scenes import SCENE_RADIUS, albedo, signed_distance
 
 NUM_MARCH_STEPS = 48
@@ -53,8 +54,7 @@ def render_channels(name: str, colors: list[str], proportions: Tensor, cameras: 
         size: height and width in pixels.
 
     Returns:
-        (B, 3, size, size) images in [0, 1] on white, and as many of (n + 1) / 2 on white, n being the unit normal along the camera's
-        axes (right, up, towards the camera).
+        (B, 3, size, size) images in [0, 1] on white, and as many normal maps on white, coloured by color_normals.
     """
     count = len(cameras)
     origins, directions = (r.reshape(-1, 3) for r in cast_rays(cameras, size, size))
@@ -91,8 +91,7 @@ def render_channels(name: str, colors: list[str], proportions: Tensor, cameras: 
         chosen = torch.tensor([c == color for c in colors])[color_of_ray]
         base[chosen] = albedo(name, color, points[chosen], proportions[color_of_ray[chosen]])
     shaded = (base * light[:, None]).clamp(0.0, 1.0)
-    right_up_back = cameras.c2w[owner[visible], :3, :3]
-    seen = (normal[:, None] @ right_up_back).squeeze(1) / 2 + 0.5
+    seen = color_normals(normal, cameras.c2w[owner[visible]])
 
     def on_white(values: Tensor) -> Tensor:
         image = torch.ones(count * size * size, 3)

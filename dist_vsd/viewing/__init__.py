@@ -1,0 +1,1 @@
+"""A viewer in the browser, for particles while they train and after; needs viser, of the extra `view`."""
