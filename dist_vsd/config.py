@@ -73,6 +73,10 @@ class RegularizationConfig:
     """Of the binary entropy of the samples' compositing weights along rays, bits: the same aim, as published (10; 100 if foggy)."""
     depth_variance: float = 0.0
     """Of the variance of depth along rays (HiFA's z-variance): thin surfaces."""
+    normal_consistency: float = 0.0
+    """Of a mesh: of 1 - cos of the angle between neighbouring faces."""
+    laplacian: float = 0.0
+    """Of a mesh: of the squared distance, in cells, of its vertices from the middle of their neighbours."""
     begin_at: float = 0.0
     """Fraction of num_updates from which on they act."""
     reconstruction: float = 0.0
@@ -82,7 +86,8 @@ class RegularizationConfig:
     @property
     def of_renders(self) -> dict[str, float]:
         """The weights of a render's own regularisers, by their names in Render.regularizers."""
-        return {name: getattr(self, name) for name in ("opacity", "entropy", "weight_entropy", "depth_variance")}
+        names = ("opacity", "entropy", "weight_entropy", "depth_variance", "normal_consistency", "laplacian")
+        return {name: getattr(self, name) for name in names}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -338,7 +343,7 @@ class RunConfig(_FieldsOfTables):
     @property
     def random_background_share(self) -> float:
         """The share of renders whose background is replaced by one random colour; 0 for particles without a background."""
-        return self.field.random_background_share if self.representation_row.is_volume else 0.0
+        return self.field.random_background_share if self.representation_row.is_solid else 0.0
 
     @property
     def texts(self) -> list[str]:

@@ -276,7 +276,7 @@ def _kernels_of(state: TrainingState) -> list[str]:
     """Return the line that says what renders fields."""
     from dist_vsd.kernels.choice import kernels_in_words
 
-    return [f"fields are rendered by {kernels_in_words(state.prior.device)}"] if state.config.representation_row.is_volume else []
+    return [f"fields are rendered by {kernels_in_words(state.prior.device)}"] if state.config.representation_row.is_solid else []
 
 
 def check_start(config: RunConfig, process: Process) -> None:
@@ -285,7 +285,7 @@ def check_start(config: RunConfig, process: Process) -> None:
     Raises:
         ValueError: see above.
     """
-    if config.representation_row.is_volume:
+    if config.representation_row.is_solid:
         from dist_vsd.kernels.choice import implementation
 
         implementation(process.device)  # refuses what DIST_VSD_KERNELS asks for in vain
@@ -295,7 +295,7 @@ def check_start(config: RunConfig, process: Process) -> None:
         raise ValueError("--deterministic sums gradients itself, a DeepSpeed configuration does too: use one of the two")
     if not config.deterministic:
         return
-    if process.device.type == "cuda" and config.representation_row.is_volume and config.field.encoding == "dense":
+    if process.device.type == "cuda" and config.representation_row.is_solid and config.field.encoding == "dense":
         raise ValueError("--deterministic on a GPU: dense grids have no deterministic gradient there; use --field.encoding hash")
     from dist_vsd.device import use_fixed_order
 

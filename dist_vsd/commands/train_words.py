@@ -20,7 +20,7 @@ from dist_vsd.priors.compile_names import require_compile
 from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
-from dist_vsd.training.stages import stages_of
+from dist_vsd.training.stages import choose_stages, set_in_stages, stages_of
 
 DESCRIPTION = """Optimise n particles of one prompt by score distillation.
 
@@ -40,11 +40,12 @@ PAGES = Pages(
     everyday=(
         "--num-particles", "--num-updates", "--run-dir", "--seed", "--preset", "--config", "--objective", "--representation",
         "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--preview-every",
-        "--clip", "--resume", "--start-from", "--wandb.mode", "--dry-run",
+        "--clip", "--resume", "--start-from", "--stages", "--wandb.mode", "--dry-run",
     ),
     topics={
         "The run": (
-            "--prompt-file", "--run-dir", "--preset", "--config", "--num-updates", "--seed", "--resume", "--start-from", "--dry-run",
+            "--prompt-file", "--run-dir", "--preset", "--config", "--num-updates", "--seed", "--resume", "--start-from", "--stages",
+            "--stage", "--dry-run",
         ),
         "Particles and ranks": (
             "--num-particles", "--num-views", "--num-shards", "--micro-batch-size", "--precision", "--attention", "--compile",
@@ -52,7 +53,7 @@ PAGES = Pages(
         ),
         "Representations": (
             "--representation", "--render-size", "--supervise", "--trains", "--final-lr-fraction", "--lr-decay-begins", "--field.",
-            "--regularization.", "--image.", "--latent.", "--siren.",
+            "--mesh.", "--regularization.", "--image.", "--latent.", "--siren.",
         ),
         "Objectives and priors": (
             "--objective", "--prior", "--guidance-scale", "--negative-prompt", "--timesteps.", "--sds.", "--clip.", "--ancestral.",
@@ -77,6 +78,10 @@ class TrainArguments:
     """Where the defaults come from; `dist-vsd info` lists the presets."""
     config: str = ""
     """A YAML file with values that replace the preset's."""
+    stages: str = ""
+    """Of a run with stages, such as --preset object has, those that are run, as coarse,geometry,texture; empty: all."""
+    stage: tuple[str, ...] = ()
+    """Settings of single stages, as geometry.num_updates=300 texture.score.lr=1e-4."""
     dry_run: bool = False
     """Print the resolved configuration, the layout, and memory and time estimates; write nothing."""
 
@@ -143,7 +148,8 @@ def parse_words(arguments: list[str]) -> TrainArguments:
         if config_file:
             config = merge(config, yaml_values, config_file)
         config = dataclasses.replace(config, prompt=prompt or config.prompt)
-        return parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset), PAGES)
+        parsed = parse(TrainArguments, arguments, "train", DESCRIPTION, TrainArguments(run=config, preset=preset), PAGES)
+        return dataclasses.replace(parsed, run=choose_stages(set_in_stages(parsed.run, parsed.stage), parsed.stages))
 
     defaults = load_preset(preset)
     # A preset's precision is a preference: it gives way to the launcher's, which only a file or a flag can contradict.

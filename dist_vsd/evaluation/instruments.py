@@ -71,7 +71,7 @@ class Instruments:
         words = read_caption(config.prompt) if self.in_embedded_language else None
         if metric in NEED_TWO_PARTICLES and config.num_particles < 2:
             return "two particles"
-        if (metric in NEED_POSES and config.is_flat) or (metric in NEED_VOLUME and not config.representation_row.is_volume):
+        if (metric in NEED_POSES and config.is_flat) or (metric in NEED_VOLUME and not config.representation_row.is_solid):
             return "3D particles"
         if metric in NEED_WORDS and words is None:
             return "the embedded prior and a prompt out of its captions"

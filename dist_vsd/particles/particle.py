@@ -50,9 +50,11 @@ class Particle(nn.Module):
 
     Attributes:
         is_latent: it renders x_0 itself, which the prior decodes for whoever wants to look.
+        notes: lines to tell about how it began.
     """
 
     is_latent = False
+    notes: tuple[str, ...] = ()
 
     def draw(self, num_views: int, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Draw what a render of some views takes, such as sample positions and a background; nothing by default.

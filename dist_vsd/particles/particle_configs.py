@@ -113,6 +113,45 @@ class RadianceFieldConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshConfig:
+    """A surface on a lattice of tetrahedra; its colours, background and cube are field's."""
+
+    resolution: int = 64
+    """Cells a side of the lattice."""
+    band: int = 3
+    """Cells on either side of the surface that are kept."""
+    band_every: int = 20
+    """Updates after which the band follows the surface."""
+    threshold: float = 0.0
+    """Density of a radiance field at which a mesh begins, 1 / scene units; 0: found for each particle."""
+    least_fragment: float = 0.05
+    """Parts of the field smaller than this share of its largest part are left out."""
+    distance_lr: float = 3e-2
+    """Of the signed distances, cells."""
+    deformation_lr: float = 1e-2
+    """Of how far the lattice's vertices are moved."""
+
+    def __post_init__(self) -> None:
+        if not 8 <= self.resolution <= 512:
+            raise ValueError(f"mesh.resolution must be in [8, 512], got {self.resolution}: change --mesh.resolution")
+        for name in ("band", "band_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"mesh.{name} must be at least 1, got {getattr(self, name)}: raise --mesh.{name.replace('_', '-')}")
+        if self.threshold < 0:
+            raise ValueError(f"mesh.threshold must be 0 (found) or more, got {self.threshold}: raise --mesh.threshold")
+        if not 0.0 <= self.least_fragment <= 1.0:
+            raise ValueError(f"mesh.least_fragment must be in [0, 1], got {self.least_fragment}: change --mesh.least-fragment")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings:
+    """What a mesh is made by: its own settings, and those of a field for its colours, its background and its cube."""
+
+    mesh: MeshConfig = MeshConfig()
+    field: RadianceFieldConfig = RadianceFieldConfig()
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageConfig:
     """A picture as a particle."""
 

@@ -13,7 +13,7 @@ from dist_vsd.particles.colored_particle import ColoredParticle, as_images
 from dist_vsd.particles.occupancy import make_grid, refresh
 from dist_vsd.particles.particle import Render
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
-from dist_vsd.particles.volume_rendering import Rays, Sampling, render_rays
+from dist_vsd.particles.volume_rendering import Rays, Sampling, cells_of, render_rays
 
 
 class RadianceField(ColoredParticle):
@@ -42,6 +42,16 @@ class RadianceField(ColoredParticle):
     def density(self, points: Tensor) -> Tensor:
         """Return (N,) densities at (N, 3) points."""
         return self(points)[0]
+
+    def seen_density(self, points: Tensor) -> Tensor:
+        """Return (N,) densities at (N, 3) points, as a render sees them: 0 where the occupancy grid is empty."""
+        is_seen = cells_of(points, self.occupancy.binaries[0], self.config.bound)
+        return torch.where(is_seen, self.density(points), 0.0)
+
+    @property
+    def center(self) -> Tensor:
+        """(3,) where in the field the cameras' origin lies: what is at this point is rendered at the origin."""
+        return self.origin if self.config.track_origin else next(self.parameters()).new_zeros(3)
 
     def draw(self, num_views: int, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See Particle: where on its ray's intervals each ray is sampled and, if it is random, the background of each view."""

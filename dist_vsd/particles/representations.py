@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import pkgutil
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from dist_vsd.particles.particle_configs import ImageConfig, LatentConfig, RadianceFieldConfig, SirenConfig
+from dist_vsd.particles.particle_configs import ImageConfig, LatentConfig, MeshConfig, MeshSettings, RadianceFieldConfig, SirenConfig
 
 if TYPE_CHECKING:
     from dist_vsd.particles.particle import Particle
@@ -30,7 +31,9 @@ class Representation:
         is_flat: a picture, the same from every camera: its prompt has no view words, and phi is told no pose.
         is_latent: its pictures are x_0 of the prior, which needs no encoding and has to be decoded to be looked at.
         becomes: whether it can be set to a picture (``Particle.become``), such as a sample of the prior.
-        is_volume: whether it has a density and a colour at each point of a cube, from which meshes and overlaps are made.
+        is_solid: an object in a cube, before a background: it has an inside, a surface and colours, which are measured and exported.
+        is_volume: a solid that is rendered by samples along rays.
+        with_section: another section whose settings it takes beside its own: ``joined(own, other)`` is what it is made by.
     """
 
     made_by: str
@@ -41,7 +44,10 @@ class Representation:
     is_flat: bool = False
     is_latent: bool = False
     becomes: bool = False
+    is_solid: bool = False
     is_volume: bool = False
+    with_section: str = ""
+    joined: Callable[[Any, Any], Any] | None = None
 
     @property
     def channels(self) -> list[str]:
@@ -53,8 +59,9 @@ class Representation:
         return pkgutil.resolve_name(self.made_by)
 
     def settings(self, config: Any) -> Any:
-        """Return its section of a run's configuration."""
-        return getattr(config, self.section)
+        """Return what its particles are made by: its section of a run's configuration."""
+        own = getattr(config, self.section)
+        return own if self.joined is None else self.joined(own, getattr(config, self.with_section))
 
 
 REPRESENTATIONS: dict[str, Representation] = {
@@ -64,7 +71,18 @@ REPRESENTATIONS: dict[str, Representation] = {
         config=RadianceFieldConfig,
         shows=CHANNELS,
         groups=("encoding", "mlp", "background"),
+        is_solid=True,
         is_volume=True,
+    ),
+    "mesh": Representation(
+        made_by="dist_vsd.particles.mesh:MeshParticle",
+        section="mesh",
+        config=MeshConfig,
+        shows=CHANNELS,
+        groups=("distance", "deformation", "encoding", "mlp", "background"),
+        is_solid=True,
+        with_section="field",
+        joined=MeshSettings,
     ),
     "image": Representation(
         made_by="dist_vsd.particles.image:ImageParticle",

@@ -25,6 +25,7 @@ from dist_vsd.errors import RunFailed
 from dist_vsd.particles.owned_particle import OwnedParticle, load_theta
 from dist_vsd.particles.particle import Particle
 from dist_vsd.serialization import read_tensors, write_tensors
+from dist_vsd.training.stages import stages_of
 from dist_vsd.training.state import TrainingState, build_particle
 
 FORMAT_VERSION = 3  # 2: with the fingerprint of the configuration; 3: draws keyed by all bits of their keys
@@ -94,7 +95,7 @@ def save(state: TrainingState, folder: Path, update: int) -> Path:
         }
         error = _attempt(lambda: _finish(partial, final, manifest))
         errors = [f"rank 0: {error}"] if error else []
-        _remove_old(folder, state.config.keep_checkpoints, kept=folder / f"update_{state.stage.first:08d}")
+        _remove_old(folder, state.config.keep_checkpoints, {f"update_{stage.last:08d}" for stage in stages_of(state.stage.run)})
     errors = state.collectives.gather_json(errors)[0] or errors
     if errors:
         if is_first:
@@ -150,10 +151,10 @@ def _remove_unfinished(folder: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _remove_old(folder: Path, keep: int, kept: Path) -> None:
-    """Remove all but the newest checkpoints, and the one that the stage began from."""
+def _remove_old(folder: Path, keep: int, kept: set[str]) -> None:
+    """Remove all but the newest checkpoints, and those with which stages ended: from there they are gone on with, or done again."""
     for path in sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name))[:-keep]:
-        if path != kept:
+        if path.name not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 

@@ -91,8 +91,8 @@ class Start:
             self._left = left_after(checkpoints, stage.first, stage.run)
             self.says = f"stage {stage.name} begins from the particles after update {stage.first}"
 
-    def put(self, state: TrainingState, particle: OwnedParticle) -> None:
-        """Put a particle to its start, with a fresh optimiser."""
+    def put(self, state: TrainingState, particle: OwnedParticle) -> tuple[str, ...]:
+        """Put a particle to its start, with a fresh optimiser; return what there is to tell about how it begins."""
         config = self._stage.config
         if self._other is not None:
             theta = begun_from(config, particle.id, self._other.particles[particle.id])
@@ -102,11 +102,16 @@ class Start:
         else:
             theta = build_particle(config, particle.id, torch.device("cpu")).theta
         put_back(state, particle, {f"theta/{name}": tensor for name, tensor in theta.state_dict().items()})
+        return theta.notes
 
-    def put_all(self, state: TrainingState) -> None:
-        """Put every particle of this rank to its start, unless it is there already."""
+    def put_all(self, state: TrainingState) -> list[str]:
+        """Put every particle of this rank to its start, unless it is there already; return a line for each thing to tell (collective)."""
+        notes = {}
         for particle in state.particles if self.says else []:
-            self.put(state, particle)
+            notes[str(particle.id)] = self.put(state, particle)
+        rows = state.collectives.gather_json(notes)
+        told = {int(number): lines for row in rows for number, lines in row.items()}  # ranks that share a particle tell the same
+        return [f"particle {number}: {line}" for number, lines in sorted(told.items()) for line in lines]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,8 +162,8 @@ def begin(state: TrainingState, directory: RunDirectory, found: Checkpoint | Non
         restore(state, found)
         return found.update, []
     start = Start(state.stage, directory.checkpoints)
-    start.put_all(state)
-    return state.stage.first, [start.says] if start.says else []
+    notes = start.put_all(state)
+    return state.stage.first, [start.says, *notes] if start.says else []
 
 
 def mend(state: TrainingState, particle: int, directory: RunDirectory) -> str:

@@ -12,8 +12,12 @@ Updates are counted through the run. A stage begins from the particles that the 
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+import yaml
 
 from dist_vsd.config import RunConfig, nearest
 from dist_vsd.config_files import merge
@@ -77,6 +81,66 @@ def stages_of(config: RunConfig) -> list[Stage]:
         own = dataclasses.replace(config, stages={}, num_updates=changes["num_updates"], **start)
         stages.append(Stage(name, merge(own, changes, f"stage {name}"), config, first))
     return stages
+
+
+def set_in_stages(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
+    """Change settings of single stages.
+
+    Args:
+        config: of a run with stages.
+        assignments: each STAGE.NAME=VALUE, as in geometry.num_updates=300 or texture.score.lr=1e-4; the value as in YAML.
+
+    Raises:
+        ValueError: it is no assignment, or the run has no such stage. Names and values of settings are ``stages_of``'s to check.
+    """
+    stages = copy.deepcopy(config.stages)
+    for text in assignments:
+        name, equals, value = text.partition("=")
+        stage, *keys = name.replace("-", "_").split(".")
+        stage = stage if stage in stages else name.split(".")[0]
+        if not equals or not keys:
+            raise ValueError(f"--stage {text}: must be STAGE.NAME=VALUE, as in --stage geometry.num_updates=300")
+        if stage not in stages:
+            has = ", ".join(stages) or "none"
+            raise ValueError(f"--stage {text}: the run has no stage {stage!r}{nearest(stage, stages)}, it has {has}: change --stage")
+        held = stages[stage]
+        for key in keys[:-1]:
+            held = held.setdefault(key, {})
+        try:
+            held[keys[-1]] = yaml.safe_load(value)
+        except (yaml.YAMLError, TypeError) as error:
+            raise ValueError(f"--stage {text}: the value can't be read: write it as in a YAML file") from error
+    counts = [changes.get("num_updates") for changes in stages.values()]
+    total = {"num_updates": sum(counts)} if counts and all(isinstance(count, int) for count in counts) else {}
+    return dataclasses.replace(config, stages=stages, **(total if assignments else {}))
+
+
+def choose_stages(config: RunConfig, names: str) -> RunConfig:
+    """Leave the stages alone that are named, in the order that the run has them.
+
+    Args:
+        config: of a run with stages.
+        names: of some, with commas between them; empty: all.
+
+    Raises:
+        ValueError: the run has no such stage, or a stage is left without what it begins from.
+    """
+    if not names:
+        return config
+    known, chosen = list(config.stages), [name.strip() for name in names.split(",")]
+    if not known:
+        raise ValueError(f"--stages {names}: the run has none: take a preset that has stages, such as --preset object, or drop --stages")
+    for name in chosen:
+        if name not in known:
+            raise ValueError(f"--stages must name some of {', '.join(known)}, got {name!r}{nearest(name, known)}: change --stages")
+    numbers = sorted({known.index(name) for name in chosen})
+    if numbers[0] > 0 and not config.start_from:
+        before = known[numbers[0] - 1]
+        raise ValueError(f"stage {known[numbers[0]]} begins from what stage {before} leaves: name {before} too, or --start-from RUN_DIR")
+    stages = {known[number]: config.stages[known[number]] for number in numbers}
+    counts = [changes.get("num_updates") for changes in stages.values()]
+    num_updates = sum(counts) if all(isinstance(count, int) for count in counts) else config.num_updates
+    return dataclasses.replace(config, stages=stages, num_updates=num_updates)
 
 
 def _check(name: str, changes: Any, known: tuple[str, ...]) -> None:

@@ -167,11 +167,11 @@ def change(state: TrainingState, particle: OwnedParticle, index: int) -> None:
 
 
 def regularization(config: RunConfig, progress: float, render: Render) -> Tensor | float:
-    """Weigh a render's regularisers at a progress in [0, 1); 0.0 where there are none or none acts."""
-    weights = config.regularization.of_renders
-    if not render.regularizers or progress < config.regularization.begin_at:
+    """Weigh the regularisers that a render has at a progress in [0, 1); 0.0 where there are none or none acts."""
+    weights = {name: weight for name, weight in config.regularization.of_renders.items() if weight > 0 and name in render.regularizers}
+    if progress < config.regularization.begin_at:
         return 0.0
-    return sum((weight * render.regularizers[name]() for name, weight in weights.items() if weight > 0), start=0.0)
+    return sum((weight * render.regularizers[name]() for name, weight in weights.items()), start=0.0)
 
 
 def reconstruction_loss(prior: Prior, renders: list[Render], x_0: Tensor, channel: str = "color") -> Tensor:
