@@ -234,7 +234,8 @@ class _PlainFields:
     stages: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """Stages of the run, in order, each with what it changes (YAML alone: training/stages.py)."""
     start_from: str = ""
-    """Begin with the particles of another run's directory; they are as its newest checkpoint has them, optimisers and phi are fresh."""
+    """Begin with the particles of another run's directory, as its newest checkpoint has them, or RUN_DIR@STAGE, as that stage has left
+    them; optimisers and phi are fresh."""
     score: ScoreConfig = ScoreConfig()
     """Of eps_phi."""
     timesteps: TimestepConfig = TimestepConfig()

@@ -68,7 +68,7 @@ def whole(tmp_path_factory):
 
 def test_stages_follow_one_another_and_checkpoints_name_theirs(whole):
     folder, _ = whole
-    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["update_00000005", "update_00000007"]
+    assert sorted(path.name for path in (folder / "checkpoints").iterdir()) == ["update_00000003", "update_00000005", "update_00000007"]
     assert (manifest(folder, 5)["stage"], manifest(folder, LAST)["stage"]) == ("colors", "fine")
     events = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines() if "event" in line]
     assert [(e["update"], e["event"]) for e in events] == [

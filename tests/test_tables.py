@@ -32,7 +32,7 @@ def test_every_representation_makes_particles_of_its_section_that_do_what_its_ro
     assert isinstance(theta, Particle)
     assert row.is_latent == theta.is_latent
     assert row.becomes == (type(theta).become is not Particle.become)
-    assert row.is_volume == hasattr(theta, "density")
+    assert row.is_solid == hasattr(theta, "density")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -1,0 +1,110 @@
+"""ProlificDreamer's three stages in small: what holds of a run holds of meshes in stages."""
+
+import shutil
+
+import pytest
+import torch
+
+from dist_vsd.config_files import load_preset
+from dist_vsd.particles.mesh import MeshParticle
+from dist_vsd.runs.saved_run import open_run
+from dist_vsd.training.stages import choose_stages, set_in_stages, stages_of
+from tests.ranks import run_ranks
+from tests.runs import TINY, checkpoint
+from tests.test_ranks import different
+
+STAGES = ["coarse.num_updates=3", "geometry.num_updates=3", "texture.num_updates=2"]
+WORDS = [
+    "a green duck", "--preset", "object", *TINY[2:], "--num-particles", "2", "--mesh.resolution", "16", "--mesh.band-every", "2",
+    "--stage", *STAGES, "--deterministic", "--keep-checkpoints", "99",
+]  # fmt: skip
+LAST = 8
+
+
+def run(folder, words, code=0, **options):
+    found, output = run_ranks([*words, "--run-dir", str(folder)], **options)
+    assert found == code, output
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mesh") / "run"
+    words = [word if word != "4" else "1" for word in WORDS]  # a checkpoint after each update
+    return folder, run(folder, words)
+
+
+def geometry(tensors):
+    return {name: tensor for name, tensor in tensors.items() if any(part in name for part in ("theta/distance", "theta/deformation"))}
+
+
+def test_a_field_becomes_a_mesh_whose_geometry_and_then_colours_learn(whole):
+    folder, output = whole
+    for particle in (0, 1):
+        assert f"particle {particle}: its surface is where the density is" in output
+    began, shaped, painted = (checkpoint(folder, update) for update in (3, 6, LAST))
+    assert not geometry(began)
+    assert len(geometry(shaped)) == 4
+    assert different(geometry(shaped), geometry(painted)) == []
+    colors = [name for name in painted if "theta/output.weight" in name]
+    assert all(torch.equal(began[name], shaped[name]) for name in colors)
+    assert not any(torch.equal(shaped[name], painted[name]) for name in colors)
+    assert any(name.startswith("phi") for name in painted)
+    assert not any(name.startswith("phi") for name in shaped)  # SDS has none
+    assert isinstance(open_run(folder).particles[0], MeshParticle)
+
+
+@pytest.mark.parametrize(("shards", "num_ranks"), [("2", 2), ("1", 2)], ids=["a particle each", "both particles shared"])
+def test_the_layout_changes_no_bit_of_a_mesh(whole, tmp_path, shards, num_ranks):
+    words = [*WORDS, "--num-views", "8"]
+    run(tmp_path / "one", words)
+    run(tmp_path / "two", [*words, "--num-shards", shards], num_ranks=num_ranks)
+    assert different(checkpoint(tmp_path / "one", LAST), checkpoint(tmp_path / "two", LAST)) == []
+
+
+@pytest.mark.parametrize("update", [3, 5, 6, 7], ids=["before the mesh", "within geometry", "before texture", "within texture"])
+def test_meshes_resume_to_the_bit(whole, tmp_path, update):
+    folder, _ = whole
+    shutil.copytree(folder, tmp_path / "run")
+    for number in range(update + 1, LAST + 1):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"update_{number:08d}")
+    assert f"resumed from update_{update:08d}" in run(tmp_path / "run", ["--resume"])
+    assert different(checkpoint(folder, LAST), checkpoint(tmp_path / "run", LAST)) == []
+
+
+def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
+    folder, _ = whole
+    words = [*WORDS, "--stages", "texture", "--start-from", f"{folder}@geometry"]
+    output = run(tmp_path / "run", words)
+    assert f"particles begin as {folder}@geometry has them after update 6" in output
+    assert different(geometry(checkpoint(folder, 6)), geometry(checkpoint(tmp_path / "run", 2))) == []
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--stages", "geometry,texture"], "stage geometry begins from what stage coarse leaves: name coarse too, or --start-from RUN_DIR"),
+        (["--stages", "coarse,geometri"], "--stages must name some of coarse, geometry, texture, got 'geometri' (did you mean geometry?)"),
+        (["--stage", "geometri.num_updates=3"], "--stage geometri.num_updates=3: the run has no stage 'geometri' (did you mean geometry?)"),
+        (["--stage", "geometry.num_updates"], "--stage geometry.num_updates: must be STAGE.NAME=VALUE"),
+        (["--stage", "geometry.trains=[distanse]"], "got 'distanse' (did you mean distance?)"),
+        (["--mesh.resolution", "4"], "mesh.resolution must be in [8, 512], got 4: change --mesh.resolution"),
+        (["--preset", "embedded", "--stages", "coarse"], "--stages coarse: the run has none: take a preset that has stages"),
+        (["--start-from", "{run}@colours"], "has no stage 'colours', it has coarse, geometry, texture"),
+    ],
+)
+def test_wrong_words_about_stages_are_refused_in_a_line(whole, tmp_path, words, says):
+    words = [word.replace("{run}", str(whole[0])) for word in words]
+    base = WORDS if "embedded" not in words else ["a green duck"]
+    output = run(tmp_path / "run", [*(word for word in base if word not in STAGES and word != "--stage"), *words], code=2)
+    assert says in output
+    assert len(output.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_stages_that_are_left_out_take_their_updates_along():
+    config = set_in_stages(load_preset("object"), ["coarse.num_updates=7", "texture.score.lr=1e-4"])
+    assert config.num_updates == 7 + sum(config.stages[name]["num_updates"] for name in ("geometry", "texture"))
+    coarse, texture = stages_of(choose_stages(config, "texture,coarse"))
+    assert (coarse.name, texture.name, texture.first) == ("coarse", "texture", 7)
+    assert texture.config.score.lr == 1e-4
