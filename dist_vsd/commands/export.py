@@ -11,6 +11,7 @@ import tyro
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import nearest
+from dist_vsd.runs.run_directory import split_stage
 from dist_vsd.writable import require_writable_folder
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class ExportArguments:
     """What `export` takes."""
 
     run_dir: tyro.conf.Positional[str]
-    """The run directory."""
+    """The run directory, or RUN_DIR@STAGE: as that stage has left its particles."""
     format: str = "ply"
     """ply, glb, or both as ply,glb."""
     kind: str = "mesh"
@@ -70,7 +71,7 @@ class ExportArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(ExportArguments, arguments, "export", DESCRIPTION)
-    folder = Path(parsed.out or Path(parsed.run_dir, "export"))
+    folder = Path(parsed.out or Path(split_stage(Path(parsed.run_dir))[0], "export"))
     require_writable_folder(folder, f"--out {parsed.out!r}" if parsed.out else f"{str(folder)!r}", "choose another --out")
 
     from dist_vsd.device import best_device

@@ -11,6 +11,7 @@ import tyro
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.particles.representations import CHANNELS
+from dist_vsd.runs.run_directory import split_stage
 from dist_vsd.writable import require_writable_folder
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ class RenderArguments:
     """What `render` takes."""
 
     run_dir: tyro.conf.Positional[str]
-    """The run directory."""
+    """The run directory, or RUN_DIR@STAGE: as that stage has left its particles."""
     kind: str = "turntable"
     """turntable, grid or views."""
     channel: str = "color"
@@ -80,7 +81,7 @@ class RenderArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(RenderArguments, arguments, "render", DESCRIPTION)
-    folder = Path(parsed.out or Path(parsed.run_dir, "export" if parsed.kind == "turntable" else "renders"))
+    folder = Path(parsed.out or Path(split_stage(Path(parsed.run_dir))[0], "export" if parsed.kind == "turntable" else "renders"))
     require_writable_folder(folder, f"--out {parsed.out!r}" if parsed.out else f"{str(folder)!r}", "choose another --out")
 
     from dist_vsd.device import best_device

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras, cast_rays, look_at_origin
 from dist_vsd.particles.radiance_field import RadianceField
-from dist_vsd.particles.volume_rendering import cells_of
 
 CHUNK_POINTS = 1 << 18
 VOLUME_BYTES = 16  # of a cell of the sampled cube, at the most: its density, a copy, and marching cubes' own
@@ -32,9 +31,7 @@ def density_volume(field: RadianceField, resolution: int) -> Tensor:
     num_planes = max(1, CHUNK_POINTS // resolution**2)
     for planes, density in zip(axis.split(num_planes), volume.split(num_planes), strict=True):
         points = torch.stack(torch.meshgrid(planes, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-        full = cells_of(points, field.occupancy.binaries[0], bound).nonzero().squeeze(-1)
-        for index in full.split(CHUNK_POINTS):
-            density.view(-1)[index] = field.density(points[index])
+        density.copy_(torch.cat([field.seen_density(chunk) for chunk in points.split(CHUNK_POINTS)]).view_as(density))
     return volume
 
 

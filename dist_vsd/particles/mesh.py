@@ -160,6 +160,11 @@ class MeshParticle(ColoredParticle):
         return torch.where(numbers > 0, known[numbers], beyond).reshape(side, side, side)
 
     @torch.no_grad()
+    def seen_density(self, points: Tensor) -> Tensor:
+        """Return the same as ``density``."""
+        return self.density(points)
+
+    @torch.no_grad()
     def density(self, points: Tensor) -> Tensor:
         """Return (N,) densities at (N, 3) points, so that what measures volumes takes a mesh, too: DENSITY_INSIDE, and 0 outside."""
         grid = points.flip(-1).reshape(1, 1, 1, -1, 3) / self.config.bound

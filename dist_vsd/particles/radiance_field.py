@@ -45,8 +45,8 @@ class RadianceField(ColoredParticle):
 
     def seen_density(self, points: Tensor) -> Tensor:
         """Return (N,) densities at (N, 3) points, as a render sees them: 0 where the occupancy grid is empty."""
-        is_seen = cells_of(points, self.occupancy.binaries[0], self.config.bound)
-        return torch.where(is_seen, self.density(points), 0.0)
+        full = cells_of(points, self.occupancy.binaries[0], self.config.bound).nonzero().squeeze(-1)
+        return points.new_zeros(len(points)).index_put((full,), self.density(points[full]))
 
     @property
     def center(self) -> Tensor:

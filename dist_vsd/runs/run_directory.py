@@ -32,6 +32,12 @@ LEFT_BY_A_CRASH = (LOCK_FILE, "config.tmp", REQUEUES_FILE, "requeues.tmp")
 METRICS_FILE = "metrics.jsonl"
 
 
+def split_stage(path: Path) -> tuple[Path, str]:
+    """Return the run directory of RUN_DIR@STAGE and the stage's name, which is empty where a run directory alone is named."""
+    directory, at, stage = str(path).rpartition("@")
+    return (path, "") if not at or path.is_dir() else (Path(directory), stage)
+
+
 class RunDirectory:
     """The folder of one run.
 

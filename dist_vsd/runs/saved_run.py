@@ -14,7 +14,7 @@ from dist_vsd.config_files import merge
 from dist_vsd.particles.particle import Particle
 from dist_vsd.priors.table import load_prior
 from dist_vsd.runs.checkpoint import SHOWN, newest_valid, read_particle, with_particles
-from dist_vsd.runs.run_directory import RunDirectory
+from dist_vsd.runs.run_directory import RunDirectory, split_stage
 from dist_vsd.training.stages import stage_of_checkpoint, stages_of
 
 
@@ -37,6 +37,18 @@ class SavedRun:
     particles: dict[int, Particle]
     notes: list[str]
     decode: Callable[[Tensor], Tensor] | None = None
+
+
+def update_after(path: Path, config: RunConfig, name: str) -> int:
+    """Return the updates of a run after which a stage ends.
+
+    Raises:
+        ValueError: the run has no such stage.
+    """
+    stages = {stage.name: stage for stage in stages_of(config)}
+    if name not in stages:
+        raise ValueError(f"{path} has no stage {name!r}, it has {', '.join(stages)}: change what stands after the @")
+    return stages[name].last
 
 
 def read_config(path: Path) -> RunConfig:
@@ -74,7 +86,7 @@ def open_run(
     """Read particles from a checkpoint of a run; nothing is written or locked.
 
     Args:
-        path: the run directory.
+        path: the run directory, or RUN_DIR@STAGE: as that stage has left the particles.
         particles: ids; empty for all.
         device: to put them on.
         update: of the checkpoint, of which nothing but the particles has to be whole; by default the newest that is valid.
@@ -83,7 +95,9 @@ def open_run(
     Raises:
         ValueError: no run, no valid checkpoint, or no such particle.
     """
+    path, stage = split_stage(path)
     config = read_config(path)
+    update = update_after(path, config, stage) if stage else update
     wanted, notes = particles or tuple(range(config.num_particles)), []
     if update is None:
         found, notes = newest_valid(path / "checkpoints", config, SHOWN)

@@ -14,7 +14,7 @@ from dist_vsd.particles.particle import Particle
 from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.runs.checkpoint import Checkpoint, left_after, newest_valid, put_back, read_particle, restore, restore_particle
 from dist_vsd.runs.run_directory import RunDirectory
-from dist_vsd.runs.saved_run import SavedRun, open_run, read_config
+from dist_vsd.runs.saved_run import SavedRun, open_run
 from dist_vsd.training.stages import Stage, stage_after, stage_of_checkpoint, stages_of
 from dist_vsd.training.state import TrainingState, build_particle
 
@@ -30,7 +30,7 @@ def open_start(config: RunConfig, path: str) -> SavedRun:
         ValueError: there is no such run, it has fewer particles, or its particles are of another kind or other sizes.
     """
     try:
-        saved = _open_at(path)
+        saved = open_run(Path(path))
     except ValueError as error:
         raise ValueError(f"--start-from: {error}") from error
     if saved.config.num_particles < config.num_particles:
@@ -40,16 +40,6 @@ def open_start(config: RunConfig, path: str) -> SavedRun:
     for particle in range(config.num_particles):
         begun_from(config, particle, saved.particles[particle])
     return saved
-
-
-def _open_at(path: str) -> SavedRun:
-    directory, at, name = path.rpartition("@")
-    if not at or Path(path).is_dir():
-        return open_run(Path(path))
-    stages = {stage.name: stage for stage in stages_of(read_config(Path(directory)))}
-    if name not in stages:
-        raise ValueError(f"{directory} has no stage {name!r}, it has {', '.join(stages)}: change what stands after the @")
-    return open_run(Path(directory), update=stages[name].last)
 
 
 def begun_from(config: RunConfig, particle: int, other: Particle) -> Particle:
