@@ -53,6 +53,9 @@ RUNS = {
     "tiles, budgets, and nothing that is hidden": ("embedded", FEW | {"render_size": 16, "field": HASH["field"] | {
         "samples_per_ray": 4, "visible_per_ray": 3, "hidden_below": 1e-4, "tile_points": 100}}),
     "four views together": ("embedded-multiview", DENSE),
+    "mesh": ("embedded", FEW | DENSE | {"representation": "mesh", "mesh": {"resolution": 12}, "supervise": "normal", "objective": "sds",
+        "regularization": {"normal_consistency": 1.0, "laplacian": 1.0}}),
+    "painted mesh": ("embedded", FEW | DENSE | {"representation": "mesh", "mesh": {"resolution": 12}, "trains": ["encoding", "mlp"]}),
     "two views together": ("embedded", DENSE | {"prior": "two-views", "num_views": 2}),
 }
 

@@ -7,6 +7,8 @@ follows it.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -32,6 +34,27 @@ from dist_vsd.rasterization.rasterize import rasterize
 GEOMETRY = ("vertices", "distance", "deformation")
 DENSITY_INSIDE = 100.0
 MOST_DEFORMATION = 0.45  # of a cell: less than a half, or neighbours could change places
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Of a band of the lattice and of the surface in it, how many there are of each."""
+
+    edges: int
+    corners: int
+    vertices: int
+    faces: int
+
+
+@functools.lru_cache(maxsize=4)
+def ball_sizes(resolution: int, band: int, bound: float, radius: float) -> Sizes:
+    """Count what a ball is made of."""
+    with torch.utils._python_dispatch._disable_current_modes(), torch.device("cpu"), torch.no_grad():
+        distances = mesh_start.ball(resolution, bound, radius)
+        kept = near(distances < 0, band).reshape(-1).nonzero().squeeze(-1)
+        tetrahedra = tetrahedra_among(kept, resolution)
+        vertices, faces = march(mesh_start.lattice_points(resolution, bound)[kept], distances.reshape(-1)[kept], tetrahedra)
+    return Sizes(len(tetrahedra.edges), len(tetrahedra.corners), len(vertices), len(faces))
 
 
 class MeshParticle(ColoredParticle):
@@ -76,10 +99,23 @@ class MeshParticle(ColoredParticle):
 
     def surface(self) -> tuple[Tensor, Tensor]:
         """Return the surface's vertices (V, 3), in scene units, and faces (F, 3), counter-clockwise from outside; differentiable."""
+        if self.vertices.is_meta:
+            return self._assumed_surface()
         tetrahedra, resolution = self.tetrahedra(), self.mesh_config.resolution
         moved = lattice_coordinates(self.vertices, resolution) + MOST_DEFORMATION * self.deformation.tanh()
         positions = moved * self.cell - self.config.bound
         return march(positions, self.distances_within(tetrahedra), tetrahedra)
+
+    def _assumed_surface(self) -> tuple[Tensor, Tensor]:
+        """Stand for a surface where shapes alone are computed with: as many vertices and faces as the ball has that it begins as."""
+        field = self.config
+        sizes = ball_sizes(self.mesh_config.resolution, self.mesh_config.band, field.bound, field.density_radius)
+        if self._tetrahedra is None:  # what is kept beside the particle is memory, too
+            shapes = {"edges": (sizes.edges, 2), "corners": (sizes.corners, 4), "edges_of": (sizes.corners, 6)}
+            held = {name: self.vertices.new_zeros(shape) for name, shape in shapes.items()}
+            self._tetrahedra = None, Tetrahedra(**held, is_border=self.distance > 0, triangles=torch.zeros(0), bits=torch.zeros(0))
+        vertices = self.deformation[: sizes.vertices] + self.distance[: sizes.vertices, None]
+        return vertices, self.vertices.new_zeros(sizes.faces, 3)
 
     def render(self, cameras: Cameras, size: int, drawn: Mapping[str, Tensor] | None = None) -> Render:
         """Render B images by rasterisation, its silhouettes antialiased; see Particle.render.

@@ -6,13 +6,18 @@ import torch
 from torch import Tensor
 
 
+def edges_of(faces: Tensor) -> Tensor:
+    """Return (3 F, 2) the edges of each of (F, 3) faces, in the direction in which they go around it."""
+    return torch.stack([faces, faces.roll(-1, 1)], -1).reshape(-1, 2)
+
+
 def pairs_of_faces(faces: Tensor) -> Tensor:
     """Return (E, 2) the faces on both sides of each edge that two faces share.
 
     Args:
         faces: (F, 3) of a surface of which no edge has more than two faces.
     """
-    ends = faces[:, [[0, 1], [1, 2], [2, 0]]].sort(-1).values.reshape(-1, 2)
+    ends = edges_of(faces).sort(-1).values
     keys = ends[:, 0] * (faces.max() + 1 if len(faces) else 1) + ends[:, 1]
     ordered, order = keys.sort(stable=True)
     twice = (ordered[1:] == ordered[:-1]).nonzero().squeeze(-1)
@@ -33,7 +38,7 @@ def normal_consistency(vertices: Tensor, faces: Tensor) -> Tensor:
 
 def laplacian(vertices: Tensor, faces: Tensor) -> Tensor:
     """Return the mean over vertices of |v - mean of its neighbours|^2, in the square of the vertices' unit."""
-    ends = faces[:, [[0, 1], [1, 2], [2, 0]]].reshape(-1, 2)  # on a closed surface each edge comes once in each direction
+    ends = edges_of(faces)  # on a closed surface each edge comes once in each direction
     count = vertices.new_zeros(len(vertices)).index_add_(0, ends[:, 0], vertices.new_ones(len(ends)))
     sums = torch.zeros_like(vertices).index_add(0, ends[:, 0], vertices[ends[:, 1]])
     away = vertices - sums / count.clamp_min(1)[:, None]

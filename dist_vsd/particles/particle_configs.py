@@ -126,9 +126,9 @@ class MeshConfig:
     """Density of a radiance field at which a mesh begins, 1 / scene units; 0: found for each particle."""
     least_fragment: float = 0.05
     """Parts of the field smaller than this share of its largest part are left out."""
-    distance_lr: float = 3e-2
+    distance_lr: float = 1e-2
     """Of the signed distances, cells."""
-    deformation_lr: float = 1e-2
+    deformation_lr: float = 3e-3
     """Of how far the lattice's vertices are moved."""
 
     def __post_init__(self) -> None:

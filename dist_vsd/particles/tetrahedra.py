@@ -69,6 +69,7 @@ class Tetrahedra:
         edges_of: (T, 6) each tetrahedron's edges, in the order of EDGES.
         is_border: (N,) whether a cell at the vertex is missing: there the surface must not go, or it would be open.
         triangles: (16, 2, 3) TRIANGLES, on the device.
+        bits: (4,) 1, 2, 4, 8, of which codes are made.
     """
 
     edges: Tensor
@@ -76,6 +77,7 @@ class Tetrahedra:
     edges_of: Tensor
     is_border: Tensor
     triangles: Tensor
+    bits: Tensor
 
 
 def lattice_coordinates(vertices: Tensor, resolution: int) -> Tensor:
@@ -110,8 +112,8 @@ def tetrahedra_among(vertices: Tensor, resolution: int) -> Tetrahedra:
     keys, edges_of = torch.unique(ends[..., 0] * len(CORNERS) + direction, return_inverse=True)
     low = keys // len(CORNERS)
     high, _ = find(vertices, vertices[low] + offsets[keys % len(CORNERS)])
-    triangles = torch.tensor(TRIANGLES, device=device)
-    return Tetrahedra(torch.stack([low, high], -1), corners, edges_of, incident < len(CORNERS), triangles)
+    constants = torch.tensor(TRIANGLES, device=device), 2 ** torch.arange(4, device=device)
+    return Tetrahedra(torch.stack([low, high], -1), corners, edges_of, incident < len(CORNERS), *constants)
 
 
 def march(positions: Tensor, distance: Tensor, tetrahedra: Tetrahedra) -> tuple[Tensor, Tensor]:
@@ -133,8 +135,7 @@ def march(positions: Tensor, distance: Tensor, tetrahedra: Tetrahedra) -> tuple[
     from_low, from_high = distance[low].abs(), distance[high].abs()
     share = (from_low / (from_low + from_high).clamp_min(LEAST_DISTANCE))[:, None]
     vertices = positions[low] + share * (positions[high] - positions[low])
-    bits = is_inside[tetrahedra.corners] * torch.tensor([1, 2, 4, 8], device=positions.device)
-    code = bits.sum(-1)
+    code = (is_inside[tetrahedra.corners] * tetrahedra.bits).sum(-1)
     is_cut = (code > 0) & (code < 15)
     chosen = tetrahedra.triangles[code[is_cut]].reshape(-1, 6)
     edges = tetrahedra.edges_of[is_cut].gather(1, chosen.clamp_min(0))
