@@ -18,6 +18,7 @@ from dist_vsd.evaluation.judge import ClipJudge, Verdict
 from dist_vsd.evaluation.metric_names import METRICS
 from dist_vsd.evaluation.overlap import best_overlap
 from dist_vsd.evaluation.question import Question, ask
+from dist_vsd.evaluation.scene_surface import surface_distance
 from dist_vsd.evaluation.sphere_quality import sphere_quality
 from dist_vsd.evaluation.texture import finest_octave, nearest_distance, nearest_distance_of_themselves
 from dist_vsd.evaluation.views import capture, sphere, turns
@@ -103,8 +104,8 @@ def evaluate_run(saved: SavedRun, instruments: Instruments) -> Evaluation:
     instruments = dataclasses.replace(instruments, metrics=tuple(wanted))
     found = figures_of_pictures(pictures, config.prompt, instruments, *poses)
     figures, by_particle = dict(found.figures), {}
-    if "overlap" in wanted:
-        by_particle["overlap/iou"] = overlaps(saved, found.question)
+    if {"overlap", "chamfer"} & set(wanted):
+        by_particle |= figures_of_solids(saved, found.question, "chamfer" in wanted)
     if "t3bench" in wanted:
         by_particle["t3bench/quality"] = qualities(saved, instruments)
     if found.verdict is not None:
@@ -130,11 +131,19 @@ def _asked_for(figures: dict[str, float], instruments: Instruments) -> dict[str,
     return {name: figures[name] for metric, names in METRICS.items() if metric in instruments.metrics for name in names if name in figures}
 
 
-def overlaps(saved: SavedRun, question: Question) -> list[float]:
-    """Return each particle's intersection over union with the known scene of the prompt's object."""
+@torch.no_grad()
+def figures_of_solids(saved: SavedRun, question: Question, has_surface: bool) -> dict[str, list[float]]:
+    """Compare each particle with the known scene of the prompt's object: volumes, and surfaces where particles have one."""
     assert question.words is not None
-    name = question.words.name
-    return [best_overlap(theta, name).iou for theta in saved.particles.values()]
+    name, thetas = question.words.name, list(saved.particles.values())
+    found = [best_overlap(theta, name) for theta in thetas]
+    figures = {"overlap/iou": [one.iou for one in found]}
+    if has_surface:
+        bound = saved.config.field.bound
+        distances = [surface_distance(*theta.surface(), name, one, bound) for theta, one in zip(thetas, found, strict=True)]
+        figures["chamfer/distance"] = [one.chamfer for one in distances]
+        figures["chamfer/normal_consistency"] = [one.normal_consistency for one in distances]
+    return figures
 
 
 def qualities(saved: SavedRun, instruments: Instruments) -> list[float]:

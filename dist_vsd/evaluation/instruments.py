@@ -17,8 +17,8 @@ NEED_CLIP = ("clip", "r_precision", "entropy", "diversity", "multi_face", "recog
 NO_CLIP = "none lies beside the prior; give --clip FOLDER, or a hub id"
 NEED_TWO_PARTICLES = ("diversity", "dino", "lpips")
 NEED_POSES = ("multi_face", "t3bench")
-NEED_VOLUME = ("overlap",)
-NEED_WORDS = ("recognition", "overlap", "samples")
+NEED_VOLUME = ("overlap", "chamfer")
+NEED_WORDS = ("recognition", "overlap", "chamfer", "samples")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -73,6 +73,8 @@ class Instruments:
             return "two particles"
         if (metric in NEED_POSES and config.is_flat) or (metric in NEED_VOLUME and not config.representation_row.is_solid):
             return "3D particles"
+        if metric == "chamfer" and not config.representation_row.has_surface:
+            return "meshes"
         if metric in NEED_WORDS and words is None:
             return "the embedded prior and a prompt out of its captions"
         if metric in ("r_precision", "entropy") and words is None and set(self.prompts) <= {config.prompt}:

@@ -16,6 +16,7 @@ METRICS: dict[str, tuple[str, ...]] = {
         "recognition/view_bits",
     ),
     "overlap": ("overlap/iou",),
+    "chamfer": ("chamfer/distance", "chamfer/normal_consistency"),
     "t3bench": ("t3bench/quality",),
     "dino": ("particles/diversity_dino",),
     "lpips": ("particles/lpips",),

@@ -33,6 +33,7 @@ class Representation:
         becomes: whether it can be set to a picture (``Particle.become``), such as a sample of the prior.
         is_solid: an object in a cube, before a background: it has an inside, a surface and colours, which are measured and exported.
         is_volume: a solid that is rendered by samples along rays.
+        has_surface: a solid whose surface is a mesh (``surface()``).
         with_section: another section whose settings it takes beside its own: ``joined(own, other)`` is what it is made by.
     """
 
@@ -46,6 +47,7 @@ class Representation:
     becomes: bool = False
     is_solid: bool = False
     is_volume: bool = False
+    has_surface: bool = False
     with_section: str = ""
     joined: Callable[[Any, Any], Any] | None = None
 
@@ -81,6 +83,7 @@ REPRESENTATIONS: dict[str, Representation] = {
         shows=CHANNELS,
         groups=("distance", "deformation", "encoding", "mlp", "background"),
         is_solid=True,
+        has_surface=True,
         with_section="field",
         joined=MeshSettings,
     ),
