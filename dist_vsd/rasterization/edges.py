@@ -29,7 +29,7 @@ def faces_across(faces: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def _faces_across(faces: Tensor) -> tuple[Tensor, Tensor]:
-    one, other = faces[:, [1, 2, 0]], faces[:, [2, 0, 1]]
+    one, other = faces.roll(-1, 1), faces.roll(1, 1)
     places = torch.arange(faces.numel(), device=faces.device)
     is_twice = (one == other).any(1, keepdim=True).expand(-1, 3)
     keys = torch.where(is_twice, -1 - places.view(-1, 3), (torch.minimum(one, other) << 32) | torch.maximum(one, other))

@@ -1,7 +1,7 @@
 """Which face a pixel sees, by nvdiffrast (Laine et al. 2020) on CUDA, where it can be imported.
 
-Barycentric coordinates, depth and silhouettes are ours with either back end. nvdiffrast rounds vertices to a fraction of a pixel, and gives a
-pixel whose centre is on an edge to one face by a rule of its own: pixels at the borders of faces may differ from ours.
+Barycentric coordinates, depth and silhouettes are ours with either back end. nvdiffrast rounds vertices to a fraction of a pixel, and
+gives a pixel whose centre is on an edge to one face by a rule of its own: pixels at the borders of faces may differ from ours.
 Believed, not tried: no machine that tests this has nvdiffrast.
 """
 
