@@ -27,9 +27,10 @@ LONGEST = (
 QUICK = {
     "background", "cameras", "captions", "channels", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
     "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "glb", "guidance", "help", "image_particle",
-    "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_sampling",
-    "kernels_waits", "layout", "metrics", "plan", "process", "radiance_field", "random", "run_directory", "scenes", "serialization",
-    "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps", "window",
+    "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_rasterization", "kernels_sampling",
+    "kernels_waits", "layout", "metrics", "plan", "process", "radiance_field", "random", "rasterization", "run_directory", "scenes",
+    "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps",
+    "window",
 }  # fmt: skip
 
 

@@ -5,15 +5,18 @@ import importlib
 import pytest
 import torch
 
+from dist_vsd.cameras import turntable
 from dist_vsd.kernels.choice import served_by
 from dist_vsd.kernels.compiled import FILES, TARGETS, compiled, kernels
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.hash_encoding import hash_encode
+from dist_vsd.rasterization.rasterize import coverage, rasterize
 from tests.each_kernel import NEEDS_TRITON, random_samples
 
 NAMES = [
     "sampling/count", "sampling/write", "hash_encoding/encode", "hash_encoding/gradient",
     "compositing/forward", "compositing/backward", "compositing/visible", "compositing/sum",
+    "rasterization/paint", "silhouettes/cross",
 ]  # fmt: skip
 
 
@@ -67,6 +70,8 @@ def launch_all(size):
     found = composite(density, torch.ones_like(samples.t)[:, None].expand(-1, 3), visible(density, samples, size * size))
     (accumulate(found.weights, samples).sum() + found.color.sum()).backward()
     hash_encode(torch.zeros(size, 3), [table], [1], samples.count).sum().backward()
+    corners = torch.eye(3) if size > 1 else torch.zeros(1, 3)
+    coverage(rasterize(corners, torch.arange(len(corners)).expand(size, 3), turntable(min(size, 2), 0.0, 3.0, 40.0), size))
 
 
 def kinds_of(signature):

@@ -6,7 +6,9 @@ import torch
 from dist_vsd.kernels.compositing import accumulate, composite, visible
 from dist_vsd.kernels.hash_encoding import hash_encode
 from dist_vsd.kernels.sampling import Samples, sample_occupied
+from dist_vsd.rasterization.rasterize import antialias, interpolate, rasterize, vertex_normals
 from tests.each_kernel import random_cells, random_rays, random_samples
+from tests.meshes import ball, cameras
 from tests.paper_device import DEVICE, OnPaper, recording
 
 
@@ -62,3 +64,27 @@ def test_an_exact_number_of_samples_is_one_wait():
         with recording() as record:
             sample_occupied(*rays, cells, 1.0, 12, 20, None)
         assert (sum(record.waits.values()), dict(record.copies)) == (1, {})
+
+
+def picture_of(vertices, faces, views):
+    """A ball's normals, antialiased, and the gradient of their squares and depths."""
+    seen = rasterize(vertices, faces, views, 16)
+    picture = antialias(interpolate(vertex_normals(vertices, faces), seen), seen)
+    (picture.square().sum() + seen.depth.sum()).backward()
+    return picture.detach(), vertices.grad
+
+
+def test_a_picture_of_a_mesh_and_its_gradient_are_one_wait_in_plain_torch():
+    """For the number of pixels in faces' boxes, which Triton's kernel does not ask; all else has the shape of the picture."""
+    vertices, faces = ball(2, torch.float32)
+    views = cameras((0.0, 100.0), dtype=torch.float32)
+    expected = picture_of((0.8 * vertices).requires_grad_(), faces, views)
+    with OnPaper():
+        there = (0.8 * vertices).to(DEVICE).requires_grad_(), faces.to(DEVICE), views.to(DEVICE)
+        with recording() as record:
+            found = picture_of(*there)
+        assert (dict(record.copies), sum(record.waits.values())) == ({}, 1)
+        assert next(iter(record.waits)).startswith("kernels/rasterization.py")
+        found = [values.cpu() for values in found]
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)  # sums over pixels in fp32, in another order

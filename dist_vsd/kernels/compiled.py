@@ -9,7 +9,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-FILES = ("sampling", "hash_encoding", "compositing")
+FILES = ("sampling", "hash_encoding", "compositing", "rasterization", "silhouettes")
 TARGETS = (80, 90, 120)  # compute capabilities: A100, H100, and the RTX 50s
 
 

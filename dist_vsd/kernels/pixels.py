@@ -18,6 +18,12 @@ def unpacked(nearest: Tensor) -> Tensor:
     return torch.where(nearest == NOTHING, -1, nearest & 0xFFFFFFFF)
 
 
+def decisive(clip: Tensor) -> Tensor:
+    """Return (B, V, 3) x, y and w, in fp32, of (B, V, 4) clip coordinates: what decides which face is seen."""
+    x, y, _, w = clip.detach().float().unbind(-1)
+    return torch.stack([x, y, w], -1)
+
+
 def pixel_centres(row: Tensor, column: Tensor, size: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return x and y, in [-1, 1], y upwards, of the centres of pixels."""
     return (2 * column + (1 - size)).to(dtype) / size, ((size - 1) - 2 * row).to(dtype) / size

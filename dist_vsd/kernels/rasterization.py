@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dist_vsd.kernels import c_kernels
 from dist_vsd.kernels.choice import serving
-from dist_vsd.kernels.pixels import MARGIN, NEAR, NOTHING, edge_functions, pixel_centres, unpacked
+from dist_vsd.kernels.pixels import MARGIN, NEAR, NOTHING, decisive, edge_functions, pixel_centres, unpacked
 
 NUM_AT_ONCE = 1 << 18  # pairs of a face and a pixel that plain torch looks at together
 
@@ -31,8 +31,7 @@ def nearest_faces(clip: Tensor, faces: Tensor, size: int) -> Tensor:
         (B, size, size) int64, rows from the top: the nearest face, of several equally near ones the first; -1 where there is none. A
         face with a vertex that is no finite number is left out.
     """
-    xyw = clip.detach()[..., [0, 1, 3]].float().contiguous()
-    faces = faces.contiguous()
+    xyw, faces = decisive(clip), faces.contiguous()
     if not xyw.is_meta and xyw.numel() and faces.numel():
         by = serving(xyw)
         if by == "triton":

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dist_vsd.kernels import c_kernels
 from dist_vsd.kernels.choice import serving
-from dist_vsd.kernels.pixels import NEAR, edge_functions, pixel_centres
+from dist_vsd.kernels.pixels import NEAR, decisive, edge_functions, pixel_centres
 
 NUM_STEPS = 64  # faces that are gone through between two pixels' centres, at most
 
@@ -31,7 +31,7 @@ def crossing_edges(clip: Tensor, faces: Tensor, across: Tensor, is_turned: Tenso
         (2, B, H, W) int64, of each pixel with its right and its lower neighbour: 6 face + 2 edge + whether the nearer pixel is the
         neighbour; -1 where no silhouette is found.
     """
-    xyw, depth = clip.detach()[..., [0, 1, 3]].float().contiguous(), depth.detach().float().contiguous()
+    xyw, depth = decisive(clip), depth.detach().float().contiguous()
     if xyw.is_meta or not xyw.numel() or not faces.numel():
         return face.new_full((2, *face.shape), -1)
     tensors = (xyw, faces.contiguous(), across.contiguous(), is_turned.contiguous(), face.contiguous(), depth)

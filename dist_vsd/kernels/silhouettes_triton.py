@@ -44,27 +44,28 @@ def cross_kernel(
     farther = tl.load(depth + beside, mask=going, other=0.0) < tl.load(depth + pixel, mask=going, other=0.0)
     other = (this < 0) | ((that >= 0) & farther)
     going = going & (this != that)
-    at = tl.where(going, tl.where(other, that, this), 0)
+    at = tl.where(going, tl.where(other, that, this), 0).to(tl.int32)
     row += (other & down).to(tl.int32)
     column += (other & (down == 0)).to(tl.int32)
     centre_x = tl.div_rn((2 * column + (1 - size)).to(tl.float32), size * 1.0)
     centre_y = tl.div_rn(((size - 1) - 2 * row).to(tl.float32), size * 1.0)
     sign = tl.where(other == down, 1.0, -1.0)
     first = xyw + (pixel // (size * size)).to(tl.int64) * num_vertices * 3
-    edge = tl.full((BLOCK,), -1, tl.int64)
-    step = 0
-    while (step < num_steps) & (tl.max(going.to(tl.int32), 0) > 0):
+    edge = tl.full((BLOCK,), -1, tl.int32)
+    left = num_steps * tl.max(going.to(tl.int32), 0)
+    while left > 0:
         along, leaving, fits, facing, whole = _way_out(first, faces, at, going, centre_x, centre_y, down, sign, size, near)
         going = going & (along <= 1.0) & whole
-        following = tl.load(across + at * 3 + leaving, mask=going, other=-1)
-        turned = tl.load(is_turned + at * 3 + leaving, mask=going, other=0) != 0
+        through = at.to(tl.int64) * 3 + leaving
+        following = tl.load(across + through, mask=going, other=-1).to(tl.int32)
+        turned = tl.load(is_turned + through, mask=going, other=0) != 0
         beyond = _facing(first, faces, following, going & (following >= 0))
         end = going & ((following < 0) | (facing * beyond * tl.where(turned, -1.0, 1.0) < 0))
-        edge = tl.where(end & fits, at * 6 + leaving * 2 + other.to(tl.int64), edge)
+        edge = tl.where(end & fits, at * 6 + leaving * 2 + other.to(tl.int32), edge)
         going = going & (end == 0)
         at = tl.where(going, following, at)
-        step += 1
-    tl.store(found + pair, edge, mask=pair < num_pairs)
+        left = (left - 1) * tl.max(going.to(tl.int32), 0)
+    tl.store(found + pair, edge.to(tl.int64), mask=pair < num_pairs)
 
 
 @triton.jit
@@ -83,18 +84,20 @@ def _sign(x0, y0, w0, x1, y1, w1, x2, y2, w2):
 
 @triton.jit
 def _facing(first, faces, face, real):
-    x0, y0, w0 = _corner(first, faces + face * 3, real)
-    x1, y1, w1 = _corner(first, faces + face * 3 + 1, real)
-    x2, y2, w2 = _corner(first, faces + face * 3 + 2, real)
+    vertices = faces + face.to(tl.int64) * 3
+    x0, y0, w0 = _corner(first, vertices, real)
+    x1, y1, w1 = _corner(first, vertices + 1, real)
+    x2, y2, w2 = _corner(first, vertices + 2, real)
     return _sign(x0, y0, w0, x1, y1, w1, x2, y2, w2)
 
 
 @triton.jit
 def _way_out(first, faces, face, real, centre_x, centre_y, down, sign, size, near):
     """Return silhouettes._exit of faces, which way they face, and whether they are wholly before the camera."""
-    x0, y0, w0 = _corner(first, faces + face * 3, real)
-    x1, y1, w1 = _corner(first, faces + face * 3 + 1, real)
-    x2, y2, w2 = _corner(first, faces + face * 3 + 2, real)
+    vertices = faces + face.to(tl.int64) * 3
+    x0, y0, w0 = _corner(first, vertices, real)
+    x1, y1, w1 = _corner(first, vertices + 1, real)
+    x2, y2, w2 = _corner(first, vertices + 2, real)
     facing = _sign(x0, y0, w0, x1, y1, w1, x2, y2, w2)
     whole = (w0 > near) & (w1 > near) & (w2 > near)
     x0, y0 = x0 - centre_x * w0, y0 - centre_y * w0

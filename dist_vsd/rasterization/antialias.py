@@ -6,8 +6,6 @@ import torch
 from torch import Tensor
 
 from dist_vsd.kernels.pixels import pixel_centres
-from dist_vsd.kernels.silhouettes import crossing_edges
-from dist_vsd.rasterization.edges import faces_across
 from dist_vsd.rasterization.fragments import Fragments, vertices_of
 
 
@@ -15,6 +13,7 @@ def antialias(picture: Tensor, fragments: Fragments) -> Tensor:
     """Blend pixels at silhouettes by how much of them is covered.
 
     After Laine et al. 2020, "Modular primitives for high-performance differentiable rendering", section 3.5.
+
     Where a silhouette crosses between the centres of two neighbouring pixels, at a share s of the way from the nearer surface's centre,
     the pixel in which it crosses takes |1/2 - s| of the other's colour. Steep silhouettes are looked for between neighbours in a row,
     flat ones in a column. So a sum over pixels follows the vertices: differentiable in them, and in the picture.
@@ -26,10 +25,8 @@ def antialias(picture: Tensor, fragments: Fragments) -> Tensor:
     Returns:
         (B, H, W, C).
     """
-    across, is_turned = faces_across(fragments.faces)
-    found = crossing_edges(fragments.clip, fragments.faces, across, is_turned, fragments.face, fragments.depth)
-    pair = pairs(found)
-    found = found.flatten()[pair]
+    pair = pairs(fragments.silhouettes)
+    found = fragments.silhouettes.flatten()[pair]
     nearer, other, share = _crossings(found, pair, fragments)
     is_in_nearer = share < 0.5
     target, source = torch.where(is_in_nearer, nearer, other), torch.where(is_in_nearer, other, nearer)
@@ -63,16 +60,15 @@ def _crossings(found: Tensor, pair: Tensor, fragments: Fragments) -> tuple[Tenso
     x, y = x - centre[0][:, None] * w, y - centre[1][:, None] * w
     u, v = torch.where(is_down[:, None], y, x), torch.where(is_down[:, None], x, y)
     share = (u[:, 0] * v[:, 1] - u[:, 1] * v[:, 0]) / (w[:, 0] * v[:, 1] - w[:, 1] * v[:, 0]) * (0.5 * width)
-    return nearer, other, (torch.where(is_other == is_down, 1.0, -1.0) * share).clamp(0.0, 1.0)
+    return nearer, other, torch.where(is_other == is_down, share, -share).clamp(0.0, 1.0)
 
 
-def _ends(found: Tensor, image: Tensor, fragments: Fragments) -> tuple[Tensor, ...]:
-    """Return x, y and w, (P, 2) each, of both ends of the edges that were found; of an edge across everything where none was."""
+def _ends(found: Tensor, image: Tensor, fragments: Fragments) -> tuple[Tensor, Tensor, Tensor]:
+    """Return x, y and w, (P, 2) each, of both ends of the edges that were found; of the picture's diagonal where none was."""
     edge, clip = found.clamp_min(0) // 2, fragments.clip
     ends = torch.stack([(edge + 1) % 3, (edge + 2) % 3], -1)
     index = vertices_of(edge // 3, fragments.faces).gather(-1, ends) + (image * clip.shape[1])[:, None]
     clip = clip if clip.shape[1] else clip.new_zeros(len(clip), 1, 4)
-    corners = clip.flatten(0, 1).index_select(0, index.flatten()).view(-1, 2, 4)
-    nowhere = torch.stack([corners.new_ones(4), -corners.new_ones(4)])
-    x, y, _, w = torch.where((found < 0)[:, None, None], nowhere, corners).unbind(-1)
-    return x, y, w
+    x, y, _, w = clip.flatten(0, 1).index_select(0, index.flatten()).view(-1, 2, 4).unbind(-1)
+    is_found, diagonal = (found >= 0)[:, None], torch.arange(-1, 2, 2, device=found.device).to(clip.dtype)
+    return torch.where(is_found, x, diagonal), torch.where(is_found, y, diagonal), torch.where(is_found, w, 1.0)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+_FOUND = WeakIdKeyDictionary()  # of tensors of faces that are still there: a mesh keeps its faces for many pictures
 
 
-@torch.no_grad()
 def faces_across(faces: Tensor) -> tuple[Tensor, Tensor]:
     """Return the face across each edge; edge i of a face is opposite its vertex i.
 
@@ -19,7 +21,15 @@ def faces_across(faces: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         (F, 3) int64, -1 at a border; (F, 3) booleans: whether the two go around in opposite senses, as of one surface's two sides.
     """
-    one, other = faces[:, [1, 2, 0]], faces[:, [2, 0, 1]]
+    version = 0 if faces.is_inference() else faces._version
+    if _FOUND.get(faces, (None,))[0] != version:
+        _FOUND[faces] = (version, _faces_across(faces))
+    return _FOUND[faces][1]
+
+
+@torch.no_grad()
+def _faces_across(faces: Tensor) -> tuple[Tensor, Tensor]:
+    one, other = faces.roll(-1, 1), faces.roll(1, 1)
     places = torch.arange(faces.numel(), device=faces.device)
     is_twice = (one == other).any(1, keepdim=True).expand(-1, 3)
     keys = torch.where(is_twice, -1 - places.view(-1, 3), (torch.minimum(one, other) << 32) | torch.maximum(one, other))

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import torch
 from torch import Tensor
 
 from dist_vsd.kernels.pixels import edge_functions, pixel_centres
+from dist_vsd.kernels.silhouettes import crossing_edges
+from dist_vsd.rasterization.edges import faces_across
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,12 @@ class Fragments:
     def is_hit(self) -> Tensor:
         """(B, H, W) booleans: where a face is seen."""
         return self.face >= 0
+
+    @functools.cached_property
+    def silhouettes(self) -> Tensor:
+        """(2, B, H, W) int64 of crossing_edges, found once for all pictures that are antialiased."""
+        across, is_turned = faces_across(self.faces)
+        return crossing_edges(self.clip, self.faces, across, is_turned, self.face, self.depth)
 
 
 def fragments_of(clip: Tensor, faces: Tensor, face: Tensor) -> Fragments:

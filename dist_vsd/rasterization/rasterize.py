@@ -8,6 +8,7 @@ from torch import Tensor
 from dist_vsd.cameras import Cameras
 from dist_vsd.kernels.pixels import NEAR
 from dist_vsd.kernels.rasterization import nearest_faces
+from dist_vsd.rasterization import nvdiffrast_back_end
 from dist_vsd.rasterization.antialias import antialias, coverage
 from dist_vsd.rasterization.fragments import Fragments, fragments_of, interpolate
 from dist_vsd.rasterization.normals import vertex_normals
@@ -36,7 +37,13 @@ def rasterize(vertices: Tensor, faces: Tensor, cameras: Cameras, size: int, back
     """
     _check(vertices, faces, size, back_end)
     clip = clip_positions(vertices, cameras)
-    return fragments_of(clip, faces, nearest_faces(clip, faces, size))
+    by_nvdiffrast = (back_end or default_back_end(vertices.device)) == "nvdiffrast"
+    return fragments_of(clip, faces, (nvdiffrast_back_end.nearest_faces if by_nvdiffrast else nearest_faces)(clip, faces, size))
+
+
+def default_back_end(device: torch.device) -> str:
+    """Return which of BACK_ENDS serves a device."""
+    return "nvdiffrast" if device.type == "cuda" and nvdiffrast_back_end.has_nvdiffrast() else "own"
 
 
 def _check(vertices: Tensor, faces: Tensor, size: int, back_end: str) -> None:
@@ -48,6 +55,13 @@ def _check(vertices: Tensor, faces: Tensor, size: int, back_end: str) -> None:
         raise ValueError(f"a picture must have at least 1 pixel a side, got {size}: raise size")
     if back_end not in ("", *BACK_ENDS):
         raise ValueError(f"the back end must be one of {', '.join(BACK_ENDS)}, or empty, got {back_end!r}: change it")
+    if back_end == "nvdiffrast" and not (vertices.is_cuda and nvdiffrast_back_end.has_nvdiffrast()):
+        raise ValueError(f"nvdiffrast needs CUDA and to be installed, got vertices on {vertices.device}: leave the back end empty")
+    # On a GPU to ask would be to wait.
+    if faces.device.type == "cpu" and len(faces) and not 0 <= int(faces.min()) <= int(faces.max()) < len(vertices):
+        raise ValueError(
+            f"faces must name vertices from 0 to {len(vertices) - 1}, got {int(faces.min())} to {int(faces.max())}: change them"
+        )
 
 
 def clip_positions(vertices: Tensor, cameras: Cameras) -> Tensor:
