@@ -60,6 +60,11 @@ class RadianceField(Particle):
         """Return (N,) densities at (N, 3) points."""
         return self(points)[0]
 
+    @property
+    def center(self) -> Tensor:
+        """(3,) where in the field the cameras' origin lies: what is at this point is rendered at the origin."""
+        return self.origin if self.config.track_origin else next(self.parameters()).new_zeros(3)
+
     def draw(self, num_views: int, size: int, generator: torch.Generator) -> dict[str, Tensor]:
         """See Particle: where on its ray's intervals each ray is sampled and, if it is random, the background of each view."""
         drawn = {"offset": torch.rand(num_views * size * size, generator=generator)}
