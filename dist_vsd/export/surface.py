@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dist_vsd.particles.iso_level import CHUNK_POINTS, march
+from dist_vsd.export.seen_color import seen_colors
+from dist_vsd.particles.iso_level import density_volume, march, suitable_threshold
 from dist_vsd.particles.radiance_field import RadianceField
 
 KINDS = ("mesh", "points")
+CHUNK_POINTS = 1 << 15  # of which each asks the field some times
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +49,23 @@ class HasSurface(Protocol):
         """Return the (N, 3) colours of (N, 3) points of the surface."""
 
 
+def find_surface(theta: RadianceField | HasSurface, resolution: int, threshold: float = 0.0) -> Surface:
+    """Return the surface of a particle in 3D, of whatever kind.
+
+    Args:
+        theta: a field, or what has a surface by itself, of which the rest does not matter.
+        resolution: cells a side of the sampled cube.
+        threshold: density of the surface, 1 / scene units; 0: the one that suits it (iso_level.suitable_threshold).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(theta, RadianceField):
+        return own_surface(theta)
+    volume = density_volume(theta, resolution)
+    return field_surface(theta, volume, threshold or suitable_threshold(theta, volume))
+
+
 def own_surface(theta: HasSurface) -> Surface:
     """Return the surface that a particle is."""
     vertices, faces = (tensor.detach() for tensor in theta.surface())
@@ -68,7 +87,8 @@ def field_surface(field: RadianceField, volume: Tensor, threshold: float) -> Sur
     """
     densities = _require_solid(volume, threshold)
     vertices, faces = march(densities, threshold)
-    return Surface(_in_scene(field, vertices, len(volume)), np.ascontiguousarray(faces, np.int32), _colors_of(field))
+    places = _in_scene(field, vertices, len(volume))
+    return Surface(places, np.ascontiguousarray(faces, np.int32), seen_colors(field, volume, threshold))
 
 
 def surface_points(field: RadianceField, volume: Tensor, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -78,7 +98,7 @@ def surface_points(field: RadianceField, volume: Tensor, threshold: float) -> tu
     """
     cells = np.argwhere(_surface_cells(_require_solid(volume, threshold) > threshold))
     points = _in_scene(field, cells, len(volume))
-    return points, Surface(points, np.zeros((0, 3), np.int32), _colors_of(field)).colors_at(points)
+    return points, Surface(points, np.zeros((0, 3), np.int32), seen_colors(field, volume, threshold)).colors_at(points)
 
 
 def _require_solid(volume: Tensor, threshold: float) -> np.ndarray:
@@ -92,11 +112,6 @@ def _in_scene(field: RadianceField, cells: np.ndarray, resolution: int) -> np.nd
     """Convert (N, 3) places, in cells from the first one's centre, to where they are rendered, in scene units."""
     places = (cells + 0.5) * (2 * field.config.bound / resolution) - field.config.bound
     return (places - field.center.cpu().numpy()).astype(np.float32)
-
-
-def _colors_of(field: RadianceField) -> Callable[[Tensor], Tensor]:
-    center = field.center
-    return lambda points: field(points.to(center) + center)[1]
 
 
 def _surface_cells(solid: np.ndarray) -> np.ndarray:
