@@ -38,6 +38,12 @@ def write_png(image: Tensor, file: Path) -> None:
     iio.imwrite(file, to_bytes(image)[0], extension=".png")
 
 
+def write_picture(picture: np.ndarray, file: Path) -> None:
+    """Write an (H, W, 3) uint8 picture as PNG."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(file, picture, extension=".png")
+
+
 def write_gif(frames: Tensor, file: Path, frames_per_second: float) -> None:
     """Write (B, 3, H, W) frames as an endless GIF."""
     file.parent.mkdir(parents=True, exist_ok=True)

@@ -32,6 +32,7 @@ DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid check
 - multi_face: share of particles whose front is seen from more than one side
 - recognition: object, colour and view that CLIP recognises; how evenly they are spread where the prompt leaves them open (embedded prior)
 - overlap: intersection over union with the known scene (embedded prior)
+- chamfer: distance of a mesh to the surface of the known scene, and how far their normals agree (embedded prior)
 - t3bench: quality from all around: the best CLIP score, smoothed over neighbouring viewpoints
 - dino, lpips: diversity by other features, whose weights are given
 - samples: colours and views against those of the prior's own samples (embedded prior; takes a while)
@@ -63,7 +64,7 @@ class EvaluateArguments:
     prompts: str = ""
     """A text file, a prompt a line: the set that R-precision is told from."""
     metrics: tuple[str, ...] = ()
-    """Out of clip, r_precision, entropy, diversity, multi_face, recognition, overlap, t3bench, dino, lpips, samples and fid."""
+    """Out of clip, r_precision, entropy, diversity, multi_face, recognition, overlap, chamfer, t3bench, dino, lpips, samples and fid."""
     clip: str = ""
     """The folder of a transformers CLIPModel in safetensors, or a hub id; empty: the run's own --clip, else the one beside the prior."""
     dino: str = ""

@@ -10,7 +10,7 @@ import torch
 from scipy.ndimage import binary_fill_holes
 from torch import Tensor
 
-from dist_vsd.export.surface import density_volume
+from dist_vsd.particles.iso_level import density_volume
 from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.priors.embedded.scenes import NUM_PROPORTIONS, signed_distance
 

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dist_vsd.cameras import turntable
-from dist_vsd.export.turntable import render_views, write_turntable
-from dist_vsd.image_files import write_png
+from dist_vsd.export.turntable import write_turn
 from dist_vsd.reporting.reporter import Reporter
 from dist_vsd.training.state import TrainingState
 
 # What wandb shows of the particles at the end; `dist-vsd export` makes meshes of all, as fine as one likes.
-MOST_MESHES, MESH_RESOLUTION, MESH_THRESHOLD = 8, 96, 10.0
+MOST_MESHES, MESH_RESOLUTION = 8, 96
 
 
 def write_pictures(state: TrainingState, path: Path) -> None:
     """Write a turntable, or the picture, of each particle that this rank owns into ``path``/export."""
-    config, device = state.config, state.prior.device
-    num_views = 1 if config.is_flat else 40
-    cameras = turntable(num_views, 15.0, sum(config.camera.distance) / 2, sum(config.camera.fov_deg) / 2).to(device)
     for particle in state.particles:
         if state.layout.owner(particle.id) == state.layout.rank:
             state.placement.fetch([particle])
-            frames = render_views(particle.theta, cameras, max(128, config.render_size), state.prior.decode)
-            if config.is_flat:
-                write_png(frames, path / "export" / f"picture_{particle.id:04d}.png")
-            else:
-                write_turntable(frames, path / "export" / f"turntable_{particle.id:04d}")
+            write_turn(particle.theta, state.config, state.prior.decode, path / "export", particle.id)
             state.placement.release([particle])
 
 
 def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
     """Write a mesh of each of the first particles into ``path``/export, and report them (collective)."""
-    from dist_vsd.export.mesh_files import write_glb  # its libraries take a second, which runs without a watcher need not pay
-    from dist_vsd.export.surface import surface_of
+    from dist_vsd.export.glb import write_glb  # its libraries take a second, which runs without a watcher need not pay
+    from dist_vsd.export.mesh import MeshOptions, make_mesh
+    from dist_vsd.export.surface import find_surface
 
     names, notes = [], []
     for particle in state.particles:
@@ -41,10 +33,10 @@ def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
             name = f"export/mesh_{particle.id:04d}.glb"
             state.placement.fetch([particle])
             try:
-                write_glb(surface_of(particle.theta, "mesh", MESH_RESOLUTION, MESH_THRESHOLD), path / name)
+                write_glb(make_mesh(find_surface(particle.theta, MESH_RESOLUTION), MeshOptions(texture_size=0)), path / name)
                 names.append(name)
-            except ValueError:
-                notes.append(f"particle {particle.id} has no mesh: nothing in it is denser than {MESH_THRESHOLD:g}")
+            except ValueError as error:
+                notes.append(f"particle {particle.id} has no mesh: {error}")
             state.placement.release([particle])
     state.placement.settle()
     rows = state.collectives.gather_json([names, notes])

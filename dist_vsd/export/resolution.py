@@ -6,7 +6,7 @@ import dataclasses
 import math
 
 from dist_vsd.config import RunConfig
-from dist_vsd.export.surface import VOLUME_BYTES
+from dist_vsd.particles.iso_level import VOLUME_BYTES
 from dist_vsd.particles.radiance_field import RadianceField
 
 CELLS_OF_A_DETAIL = 2  # by the sampling theorem

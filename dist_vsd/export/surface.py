@@ -1,77 +1,117 @@
-"""The surface of a radiance field: a mesh by marching cubes, or points, both with colours."""
+"""The surface of a particle, with the colour at each of its points: the one thing that meshes and textures are made of."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
 import numpy as np
 import torch
-import trimesh
-from skimage.measure import marching_cubes
 from torch import Tensor
 
+from dist_vsd.export.seen_color import seen_colors
+from dist_vsd.particles.iso_level import density_volume, march, suitable_threshold
 from dist_vsd.particles.radiance_field import RadianceField
-from dist_vsd.particles.volume_rendering import cells_of
 
-CHUNK_POINTS = 1 << 18
 KINDS = ("mesh", "points")
-VOLUME_BYTES = 16  # of a cell of the sampled cube, at the most: its density, a copy, and marching cubes' own
+CHUNK_POINTS = 1 << 15  # of which each asks the field some times
 
 
-@torch.no_grad()
-def density_volume(field: RadianceField, resolution: int) -> Tensor:
-    """Evaluate the density at the centres of resolution^3 cells of the field's cube; (R, R, R), axes x, y, z.
+@dataclasses.dataclass(frozen=True)
+class Surface:
+    """Triangles in scene units, x to the front and z up, and what colour their points have.
 
-    Where the occupancy grid is empty it is 0, as it is when the field is rendered.
+    Attributes:
+        vertices: (V, 3) fp32.
+        faces: (F, 3) int32, counter-clockwise as seen from outside.
+        color: gives (N, 3) colours as seen, sRGB, about [0, 1], of (N, 3) points on the surface; tensors on any one device.
     """
-    bound, device = field.config.bound, next(field.parameters()).device
-    axis = (torch.arange(resolution, device=device) + 0.5) / resolution * 2 * bound - bound
-    volume = torch.zeros(resolution, resolution, resolution, device=device)
-    num_planes = max(1, CHUNK_POINTS // resolution**2)
-    for planes, density in zip(axis.split(num_planes), volume.split(num_planes), strict=True):
-        points = torch.stack(torch.meshgrid(planes, axis, axis, indexing="ij"), -1).reshape(-1, 3)
-        full = cells_of(points, field.occupancy.binaries[0], bound).nonzero().squeeze(-1)
-        for index in full.split(CHUNK_POINTS):
-            density.view(-1)[index] = field.density(points[index])
-    return volume
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    color: Callable[[Tensor], Tensor]
+
+    @torch.no_grad()
+    def colors_at(self, points: np.ndarray) -> np.ndarray:
+        """Return the (N, 3) fp32 colours in [0, 1] of (N, 3) points, asked for in chunks."""
+        chunks = torch.from_numpy(np.ascontiguousarray(points, np.float32)).split(CHUNK_POINTS)
+        return torch.cat([self.color(chunk).float().clamp(0, 1).cpu() for chunk in chunks]).numpy()
 
 
-@torch.no_grad()
-def colors_at(field: RadianceField, points: Tensor) -> np.ndarray:
-    """Return the (N, 3) uint8 colours of a field at (N, 3) points."""
-    color = torch.cat([field(chunk)[1] for chunk in points.to(next(field.parameters()).device).split(CHUNK_POINTS)])
-    return (color.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+class HasSurface(Protocol):
+    """A particle that is a surface by itself."""
+
+    def surface(self) -> tuple[Tensor, Tensor]:
+        """Return (V, 3) vertices in scene units and (F, 3) faces."""
+
+    def color_at(self, points: Tensor) -> Tensor:
+        """Return the (N, 3) colours of (N, 3) points of the surface."""
 
 
-def surface_of(field: RadianceField, kind: str, resolution: int, threshold: float) -> trimesh.Trimesh | trimesh.PointCloud:
-    """Find a field's surface, with a colour at each vertex.
+def find_surface(theta: RadianceField | HasSurface, resolution: int, threshold: float = 0.0) -> Surface:
+    """Return the surface of a particle in 3D, of whatever kind.
+
+    Args:
+        theta: a field, or what has a surface by itself, of which the rest does not matter.
+        resolution: cells a side of the sampled cube.
+        threshold: density of the surface, 1 / scene units; 0: the one that suits it (iso_level.suitable_threshold).
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(theta, RadianceField):
+        return own_surface(theta)
+    volume = density_volume(theta, resolution)
+    return field_surface(theta, volume, threshold or suitable_threshold(theta, volume))
+
+
+def own_surface(theta: HasSurface) -> Surface:
+    """Return the surface that a particle is."""
+    vertices, faces = (tensor.detach() for tensor in theta.surface())
+    device = vertices.device
+    places, triangles = vertices.float().cpu().numpy(), faces.cpu().numpy().astype(np.int32)
+    return Surface(places, triangles, lambda points: theta.color_at(points.to(device)))
+
+
+def field_surface(field: RadianceField, volume: Tensor, threshold: float) -> Surface:
+    """Find a field's surface, closed and facing outwards, by marching cubes.
 
     Args:
         field: the particle.
-        kind: "mesh" (marching cubes, closed and facing outwards) or "points" (the centres of cells at the surface).
-        resolution: cells a side of the sampled cube.
+        volume: its ``density_volume``.
         threshold: density of the surface, 1 / scene units.
 
-    Returns:
-        A mesh, or a cloud of points, in scene units: x to the front, z up.
-
     Raises:
-        ValueError: nothing is as dense as the threshold, or the kind is unknown.
+        ValueError: nothing is as dense as the threshold.
     """
-    if kind not in KINDS:
-        raise ValueError(f"kind must be {' or '.join(KINDS)}, got {kind!r}")
-    volume = density_volume(field, resolution).cpu().numpy()
-    solid = volume > threshold
-    if not solid.any():
-        raise ValueError(f"nothing is denser than --threshold {threshold:g}: the densest cell has {volume.max():.3g}; lower it")
-    cell = 2 * field.config.bound / resolution
-    if kind == "points":
-        vertices, faces = np.argwhere(_surface_cells(solid)).astype(float), None
-    else:
-        vertices, faces = _march(volume, solid, threshold)
-    vertices = (vertices + 0.5) * cell - field.config.bound
-    colors = colors_at(field, torch.from_numpy(np.ascontiguousarray(vertices)).float())
-    if faces is None:
-        return trimesh.PointCloud(vertices, colors)
-    return trimesh.Trimesh(vertices, faces, vertex_colors=colors, process=False)
+    densities = _require_solid(volume, threshold)
+    vertices, faces = march(densities, threshold)
+    places = _in_scene(field, vertices, len(volume))
+    return Surface(places, np.ascontiguousarray(faces, np.int32), seen_colors(field, volume, threshold))
+
+
+def surface_points(field: RadianceField, volume: Tensor, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return the centres of the solid cells that have an empty neighbour, (N, 3), and their colours, (N, 3) in [0, 1].
+
+    Args, Raises: see field_surface.
+    """
+    cells = np.argwhere(_surface_cells(_require_solid(volume, threshold) > threshold))
+    points = _in_scene(field, cells, len(volume))
+    return points, Surface(points, np.zeros((0, 3), np.int32), seen_colors(field, volume, threshold)).colors_at(points)
+
+
+def _require_solid(volume: Tensor, threshold: float) -> np.ndarray:
+    densities = volume.cpu().numpy()
+    if not (densities > threshold).any():
+        raise ValueError(f"nothing is denser than --threshold {threshold:g}: the densest cell has {densities.max():.3g}; lower it")
+    return densities
+
+
+def _in_scene(field: RadianceField, cells: np.ndarray, resolution: int) -> np.ndarray:
+    """Convert (N, 3) places, in cells from the first one's centre, to where they are rendered, in scene units."""
+    places = (cells + 0.5) * (2 * field.config.bound / resolution) - field.config.bound
+    return (places - field.center.cpu().numpy()).astype(np.float32)
 
 
 def _surface_cells(solid: np.ndarray) -> np.ndarray:
@@ -81,15 +121,3 @@ def _surface_cells(solid: np.ndarray) -> np.ndarray:
     for axis in range(3):
         inner &= np.roll(padded, 1, axis) & np.roll(padded, -1, axis)
     return (padded & ~inner)[1:-1, 1:-1, 1:-1]
-
-
-def _march(volume: np.ndarray, solid: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return vertices, in cells, and faces of the surface; a border of emptiness closes it where the object touches the cube."""
-    low, high = [], []
-    for axis in range(3):
-        (filled,) = solid.any(tuple(other for other in range(3) if other != axis)).nonzero()
-        low.append(max(0, filled[0] - 1))
-        high.append(filled[-1] + 2)
-    part = np.pad(volume[low[0] : high[0], low[1] : high[1], low[2] : high[2]], 1, constant_values=0.0)
-    vertices, faces, _, _ = marching_cubes(part, threshold)
-    return vertices - 1 + np.array(low), faces[:, ::-1]

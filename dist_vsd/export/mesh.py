@@ -1,0 +1,88 @@
+"""A particle as a mesh: its surface, made light enough, with a texture or with colours at the vertices."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from dist_vsd.export.rasterize import Colors
+from dist_vsd.export.simplify import as_trimesh, drop_fragments, simplify
+from dist_vsd.export.surface import Surface
+from dist_vsd.export.texture import Texture, bake, unwrap
+
+MOST_FACES = 50_000  # of a mesh with a texture, if nobody says
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class MeshOptions:
+    """How a mesh is made.
+
+    Attributes:
+        texture_size: height and width of the texture, texels; 0: colours at vertices.
+        max_faces: at the most; 0: MOST_FACES with a texture, all without, where the vertices have to hold the colours.
+        keep_fragments: small parts and inner walls stay.
+    """
+
+    texture_size: int = 1024
+    max_faces: int = 0
+    keep_fragments: bool = False
+
+    @property
+    def most_faces(self) -> int:
+        """The limit, whoever set it; 0: none."""
+        return self.max_faces or (MOST_FACES if self.texture_size else 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Mesh:
+    """What is written.
+
+    Attributes:
+        vertices: (V, 3) fp32, scene units, z up.
+        faces: (F, 3) int32.
+        normals: (V, 3) fp32 unit vectors, outwards.
+        vertex_colors: (V, 3) fp32 in [0, 1], sRGB.
+        texture: or None: the vertices' colours are all there is.
+        num_found: faces before any were left out.
+        num_fragments: parts that were left out.
+    """
+
+    vertices: np.ndarray
+    faces: np.ndarray
+    normals: np.ndarray
+    vertex_colors: np.ndarray
+    texture: Texture | None
+    num_found: int
+    num_fragments: int
+
+    def colors(self) -> Colors:
+        """Return what looks up the colour of a point on a face: in the texture, or between the corners'."""
+        if self.texture is not None:
+            return self.texture.colors()
+        corners = self.vertex_colors[self.faces]
+        return lambda face, weights: (corners[face] * weights[..., None]).sum(1)
+
+
+def make_mesh(surface: Surface, options: MeshOptions) -> Mesh:
+    """Make the mesh of a surface.
+
+    Args:
+        surface: of a particle.
+        options: what of it to keep.
+    """
+    num_found, num_fragments = len(surface.faces), 0
+    if not options.keep_fragments:
+        surface, num_fragments = drop_fragments(surface)
+    if options.most_faces:
+        surface = simplify(surface, options.most_faces)
+    texture = bake(surface, unwrap(surface), options.texture_size) if options.texture_size else None
+    colors = surface.colors_at(surface.vertices)
+    return Mesh(surface.vertices, surface.faces, _normals(surface), colors, texture, num_found, num_fragments)
+
+
+def _normals(surface: Surface) -> np.ndarray:
+    """Return unit normals at the vertices; up where there is none, as files want each to have one."""
+    normals = np.array(as_trimesh(surface).vertex_normals, np.float32)
+    normals[~(np.abs(np.linalg.norm(normals, axis=1) - 1) < 1e-3)] = (0.0, 0.0, 1.0)
+    return normals
