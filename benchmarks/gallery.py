@@ -1,10 +1,11 @@
-"""The README's gallery: twelve prompts by VSD and by SDS, with recognition, overlap, time and pictures.
+"""The README's gallery: twelve prompts in three stages, to textured meshes, with figures of the fields and of the meshes.
 
-    make gallery                                all of it; stopped at any time, the same command goes on
-    python benchmarks/gallery.py --only vsd     one method
+    make gallery                                 all of it; stopped at any time, the same command goes on
+    python benchmarks/gallery.py --seeds 0 1 2   with other seeds beside the first
+    python benchmarks/gallery.py --jobs 2        so many prompts at a time, each on one core
 
-Each run is `accelerate launch` with one rank a particle. Writes benchmarks/results/gallery.json, docs/gallery.md and
-docs/gallery_<method>.png.
+Each run is `dist-vsd train PROMPT --preset object --num-particles 1`, on one core. Writes benchmarks/results/gallery.json,
+docs/gallery.md and docs/gallery.png.
 """
 
 from __future__ import annotations
@@ -16,18 +17,19 @@ import platform
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from dist_vsd.cameras import turntable
-from dist_vsd.evaluation.overlap import best_overlap
+from dist_vsd.evaluation.evaluation import evaluate_run
+from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.export.turntable import render_views
 from dist_vsd.image_files import tile, write_png
-from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.priors.clip import ClipScorer
-from dist_vsd.priors.embedded.recognition import recognize
+from dist_vsd.priors.embedded.scenes import WITH_A_FRONT
 from dist_vsd.runs.run_directory import default_run_dir
 from dist_vsd.runs.saved_run import SavedRun, open_run
 
@@ -37,23 +39,22 @@ SUBJECTS = [
     ("ball", "red"), ("cube", "purple"), ("cone", "orange"), ("donut", "yellow"), ("mug", "blue"), ("duck", "green"),
     ("snowman", "white"), ("car", "yellow"), ("chair", "red"), ("mushroom", "purple"), ("tree", "green"), ("house", "blue"),
 ]  # fmt: skip
-PRESETS = {"vsd": "embedded", "sds": "embedded-sds"}
-NUM_PARTICLES, NUM_AZIMUTHS, ELEVATION_DEG = 2, 24, 15.0
-SHOWN_AZIMUTHS = (0, 3, 6, 9, 12, 15, 18, 21)
+PRESET, STAGES = "object", {"field": "coarse", "mesh": "texture"}
+METRICS = ("clip", "r_precision", "multi_face", "recognition", "overlap", "chamfer")
+SHOWN_AZIMUTHS, ELEVATION_DEG, SHOWN_PIXELS = 6, 15.0, 96
 
 
 def prompt_of(name: str, color: str) -> str:
     return f"{'an' if color[0] in 'aeiou' else 'a'} {color} {name}"
 
 
-def run_prompt(method: str, prompt: str) -> Path:
-    """Run one prompt unless it is done; return its run directory. The minutes of its processes are kept beside it."""
-    directory = RUNS / method / default_run_dir(prompt).name
+def run_prompt(prompt: str, seed: int) -> Path:
+    """Run one prompt unless it is done; return its run directory. The minutes of its process are kept beside it."""
+    directory = RUNS / f"{default_run_dir(prompt).name}-{seed}"
     if (directory / "gallery_minutes.json").exists():
         return directory
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(ROOT / "launch_configs" / "cpu.yaml")]
-    command += ["--num_processes", str(NUM_PARTICLES), "-m", "dist_vsd", "train", prompt, "--preset", PRESETS[method]]
-    command += ["--num-particles", str(NUM_PARTICLES), "--run-dir", str(directory)]
+    command = [sys.executable, "-m", "dist_vsd", "train", prompt, "--preset", PRESET, "--num-particles", "1", "--seed", str(seed)]
+    command += ["--run-dir", str(directory), "--no-turntables", "--wandb.mode", "disabled"]
     if (directory / "config.yaml").exists():
         command.append("--resume")
     begin = time.monotonic()
@@ -66,75 +67,103 @@ def run_prompt(method: str, prompt: str) -> Path:
     return directory
 
 
-def measure(saved: SavedRun, subject: tuple[str, str], scorer: ClipScorer) -> tuple[dict[str, Any], torch.Tensor]:
-    """Return the figures of a finished run and (P, V, 3, 64, 64) pictures of its particles."""
+def measure(directory: Path, subject: tuple[str, str], instruments: Instruments) -> dict[str, Any]:
+    """Return the figures of a finished run: of its field and of its mesh."""
+    found: dict[str, Any] = json.loads((directory / "gallery_minutes.json").read_text())
+    for kind, stage in STAGES.items():
+        saved = open_run(directory.with_name(f"{directory.name}@{stage}"))
+        evaluation = evaluate_run(saved, instruments)
+        said = evaluation.predictions()
+        views = list(zip(said["object"][0], said["color"][0], strict=True))
+        figures = dict(evaluation.figures) | {"recognized": views.count(subject) / len(views)}
+        if subject[0] in WITH_A_FRONT:
+            figures["num_faces"] = said["num_faces"][0]
+        found[kind] = figures | ({"triangles": len(saved.particles[0].surface()[1])} if kind == "mesh" else {})
+    return found
+
+
+def pictures_of(saved: SavedRun) -> torch.Tensor:
+    """Return a row of views, (SHOWN_AZIMUTHS, 3, SHOWN_PIXELS, SHOWN_PIXELS)."""
     camera = saved.config.camera
-    cameras = turntable(NUM_AZIMUTHS, ELEVATION_DEG, sum(camera.distance) / 2, sum(camera.fov_deg) / 2)
-    views, right, overlaps = [], [], []
-    for theta in saved.particles.values():
-        assert isinstance(theta, RadianceField)
-        frames = render_views(theta, cameras, 64)
-        views.append(frames)
-        right.append(sum(pair == subject for pair in recognize(scorer, frames)) / NUM_AZIMUTHS)
-        overlaps.append(best_overlap(theta, subject[0]).iou)
-    minutes = json.loads((saved.path / "gallery_minutes.json").read_text())
-    figures = {"recognized": sum(right) / len(right), "overlap": sum(overlaps) / len(overlaps), **minutes}
-    return figures | {"recognized_by_particle": right, "overlap_by_particle": overlaps, "updates": saved.update}, torch.stack(views)
+    cameras = turntable(SHOWN_AZIMUTHS, ELEVATION_DEG, sum(camera.distance) / 2, sum(camera.fov_deg) / 2)
+    return render_views(saved.particles[0], cameras, SHOWN_PIXELS)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=list(PRESETS), help="one method")
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0], help="of the runs")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="prompts at a time")
     parser.add_argument("--subjects", nargs="*", default=[], help="only these objects")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    scorer = ClipScorer.load()
     subjects = [s for s in SUBJECTS if not arguments.subjects or s[0] in arguments.subjects]
+    instruments = Instruments(metrics=METRICS, scorer=ClipScorer.load(), in_embedded_language=True)
     rows: dict[str, dict[str, Any]] = {}
-    for method in [arguments.only] if arguments.only else list(PRESETS):
-        pictures = []
-        for subject in subjects:
-            prompt = prompt_of(*subject)
-            directory = run_prompt(method, prompt)
-            figures, views = measure(open_run(directory), subject, scorer)
-            pictures += [row[list(SHOWN_AZIMUTHS)] for row in views]
-            rows.setdefault(prompt, {})[method] = figures
-            print(f"{method}  {prompt:<20} recognised {figures['recognized']:.2f}  overlap {figures['overlap']:.2f}  "
-                  f"{figures['minutes']:.1f} min", flush=True)  # fmt: skip
-        write_png(tile(pictures), DOCS / f"gallery_{method}.png")
-    if not arguments.subjects and not arguments.only:
-        write_results(rows)
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        begun = [(s, seed, pool.submit(run_prompt, prompt_of(*s), seed)) for seed in arguments.seeds for s in subjects]
+        for subject, seed, run in begun:
+            figures = measure(run.result(), subject, instruments)
+            rows.setdefault(prompt_of(*subject), {})[str(seed)] = figures
+            told = "  ".join(f"{kind} {figures[kind]['recognized']:.2f} {figures[kind]['overlap/iou']:.2f}" for kind in STAGES)
+            print(f"{prompt_of(*subject):<20} seed {seed}  (recognised, overlap) {told}  {figures['minutes']:.1f} min", flush=True)
+    write_pictures(subjects, arguments.seeds[0])
+    if not arguments.subjects:
+        write_results(rows, arguments.jobs)
 
 
-def mean(rows: dict[str, dict[str, Any]], method: str, name: str) -> float:
-    return sum(row[method][name] for row in rows.values()) / len(rows)
+def write_pictures(subjects: list[tuple[str, str]], seed: int) -> None:
+    """Write a row for each prompt: the field's views, and the mesh's beside them."""
+    rows = []
+    for subject in subjects:
+        directory = RUNS / f"{default_run_dir(prompt_of(*subject)).name}-{seed}"
+        both = [pictures_of(open_run(directory.with_name(f"{directory.name}@{stage}"))) for stage in STAGES.values()]
+        rows.append(torch.cat(both))
+    write_png(tile(rows), DOCS / "gallery.png")
 
 
-def write_results(rows: dict[str, dict[str, Any]]) -> None:
+def mean(rows: dict[str, dict[str, Any]], kind: str, name: str) -> float:
+    """Return the mean of a figure over prompts and seeds that have it."""
+    values = [run[kind][name] for row in rows.values() for run in row.values() if name in run[kind]]
+    return sum(values) / len(values)
+
+
+def cells(runs: list[dict[str, Any]]) -> list[str]:
+    """Return a table's cells for some runs: figures are means."""
+
+    def average(kind: str, name: str) -> str:
+        values = [run[kind][name] for run in runs if name in run[kind]]
+        return f"{sum(values) / len(values):.2f}" if values else "-"
+
+    minutes = sum(run["minutes"] for run in runs) / len(runs)
+    field = [average("field", name) for name in ("recognized", "recognition/view", "num_faces", "overlap/iou")]
+    mesh = [average("mesh", name) for name in ("recognized", "overlap/iou", "chamfer/distance", "chamfer/normal_consistency")]
+    return [*field, *mesh, f"{minutes:.1f}"]
+
+
+def write_results(rows: dict[str, dict[str, Any]], jobs: int) -> None:
     """Write the JSON record and the table."""
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"commit": commit, "machine": machine, "prompts": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"commit": commit, "machine": machine, "jobs": jobs, "prompts": rows}, indent=1) + "\n")
+    seeds = ", ".join(next(iter(rows.values())))
     lines = [
         "# The gallery",
         "",
-        f"`make gallery` at commit {commit} on {machine}: {NUM_PARTICLES} particles a prompt, one rank a particle.",
-        f"Recognised: the share of {NUM_AZIMUTHS} views at elevation {ELEVATION_DEG:g} degrees in which the embedded CLIP finds object",
-        "and colour among all 96 pairs. Overlap: intersection over union with the canonical scene at the best turn about z, scale",
-        "and threshold. Minutes: of the whole process, on a shared machine.",
+        f"`make gallery` at commit {commit} on {machine}: `--preset object`, one particle a prompt, on one core, {jobs} prompts at a time;",
+        f"seeds {seeds}. Recognised: the share of 24 views at elevation 15 degrees in which the embedded CLIP finds object and colour",
+        "among all 96 pairs. View: in which it finds the side from which it is looked at. Faces: fronts that are counted around objects",
+        "that have one (1 is right). Overlap: intersection over union with the canonical scene at the best turn about z and scale. Chamfer distance",
+        "(scene units; the cube is 2 wide) and normal consistency: to that scene's surface. Minutes: of the whole process, all stages.",
         "",
-        "| prompt | VSD recognised | VSD overlap | SDS recognised | SDS overlap | VSD minutes |",
-        "|---|---|---|---|---|---|",
+        "| prompt | field recognised | view | faces | overlap | mesh recognised | overlap | Chamfer | normals | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for prompt, row in rows.items():
-        vsd, sds = row["vsd"], row["sds"]
-        cells = [f"{vsd['recognized']:.2f}", f"{vsd['overlap']:.2f}", f"{sds['recognized']:.2f}", f"{sds['overlap']:.2f}"]
-        lines.append(f"| {prompt} | {' | '.join(cells)} | {vsd['minutes']:.1f} |")
-    averages = [mean(rows, m, n) for m in ("vsd", "sds") for n in ("recognized", "overlap")]
-    lines.append(f"| **average** | {' | '.join(f'**{a:.2f}**' for a in averages)} | {mean(rows, 'vsd', 'minutes'):.1f} |")
-    lines += ["", "VSD, two rows a prompt, in the order of the table:", "", "![VSD](gallery_vsd.png)"]
-    lines += ["", "SDS:", "", "![SDS](gallery_sds.png)"]
+    lines += [f"| {prompt} | {' | '.join(cells(list(row.values())))} |" for prompt, row in rows.items()]
+    lines.append(f"| **mean** | {' | '.join(cells([run for row in rows.values() for run in row.values()]))} |")
+    precision = [f"{mean(rows, kind, 'clip/r_precision'):.3f}" for kind in STAGES]
+    lines += ["", f"R-precision: {precision[0]} of the fields, {precision[1]} of the meshes.", ""]
+    lines += ["Fields on the left, meshes on the right, in the order of the table:", "", "![fields and meshes](gallery.png)"]
     (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
     print(f"table: {DOCS / 'gallery.md'}")
 
