@@ -236,6 +236,9 @@ class _PlainFields:
     start_from: str = ""
     """Begin with the particles of another run's directory, as its newest checkpoint has them, or RUN_DIR@STAGE, as that stage has left
     them; optimisers and phi are fresh."""
+    init_mesh: tuple[str, ...] = ()
+    """Begin meshes from a GLB, OBJ or PLY file, one for all particles or one each: its geometry is refined, or painted as it is where a run
+    trains colours alone (--stages texture)."""
     score: ScoreConfig = ScoreConfig()
     """Of eps_phi."""
     timesteps: TimestepConfig = TimestepConfig()
@@ -317,6 +320,10 @@ class RunConfig(_FieldsOfTables):
                 f"trains must name groups of a {self.representation}'s parameters, {listed}, got {unknown[0]!r}"
                 f"{nearest(unknown[0], self.representation_row.groups)}: change --trains"
             )
+        if len(self.init_mesh) not in (0, 1, self.num_particles):
+            raise ValueError(f"init_mesh must name one file, or one for each of {self.num_particles} particles, got {len(self.init_mesh)}")
+        if self.init_mesh and self.start_from:
+            raise ValueError("particles begin from --init-mesh or from --start-from: drop one")
         counts = [stage.get("num_updates") for stage in self.stages.values()]
         if counts and all(isinstance(count, int) for count in counts) and (total := sum(counts)) != self.num_updates:
             raise ValueError(f"num_updates of a run with stages is their sum, {total}, got {self.num_updates}: change the stages' own")

@@ -24,7 +24,7 @@ DEFAULT_PRESET = "embedded"
 # trajectory of theta and phi, or (how the work is laid out) only by the rounding of sums. num_updates does: schedules that are
 # fractions of the whole go on from where the new whole has them, and a run that changes it says so.
 FREE_ON_RESUME = {
-    "resume", "run_dir", "prompt_file", "num_updates", "start_from",
+    "resume", "run_dir", "prompt_file", "num_updates", "start_from", "init_mesh",
     "checkpoint_every", "keep_checkpoints", "log_every", "check_every", "preview_every",
     "num_shards", "micro_batch_size", "attention", "compile", "particles.offload", "score.recompute", "field.tile_points",
     "turntables", "evaluate_clip",

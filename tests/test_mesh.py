@@ -9,7 +9,7 @@ import trimesh
 
 from dist_vsd.cameras import turntable
 from dist_vsd.particles import mesh_start
-from dist_vsd.particles.mesh import GEOMETRY, MeshParticle
+from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle_configs import DenseGridConfig, MeshConfig, MeshSettings, RadianceFieldConfig, SirenConfig
 from dist_vsd.particles.radiance_field import RadianceField
@@ -235,7 +235,3 @@ class Stretched(Balls):
 def iou(one, other):
     a, b = one.distances_on_lattice() < 0, other.distances_on_lattice() < 0
     return float((a & b).sum() / (a | b).sum())
-
-
-def test_only_what_is_geometry_differs_in_size():
-    assert {"vertices", "distance", "deformation"} == set(GEOMETRY)

@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import torch
+import trimesh
 
 from dist_vsd.config_files import load_preset
 from dist_vsd.particles.mesh import MeshParticle
@@ -108,3 +109,54 @@ def test_stages_that_are_left_out_take_their_updates_along():
     coarse, texture = stages_of(choose_stages(config, "texture,coarse"))
     assert (coarse.name, texture.name, texture.first) == ("coarse", "texture", 7)
     assert texture.config.score.lr == 1e-4
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("boxes")
+    trimesh.creation.box((1.0, 0.5, 0.25)).export(folder / "box.glb")
+    trimesh.creation.torus(0.5, 0.2, major_sections=16, minor_sections=8).export(folder / "ring.ply")
+    (folder / "damaged.glb").write_bytes((folder / "box.glb").read_bytes()[:150])
+    (folder / "empty.ply").write_text("ply\nformat ascii 1.0\nelement vertex 0\nend_header\n")
+    (folder / "notes.txt").write_text("no mesh")
+    return folder
+
+
+def test_a_users_mesh_is_refined_and_then_painted(boxes, tmp_path):
+    words = [*WORDS, "--init-mesh", str(boxes / "box.glb"), str(boxes / "ring.ply")]
+    output = run(tmp_path / "run", words)
+    assert "particle 0: it begins from a mesh of 12 faces, on the lattice" in output
+    assert "particle 1: it begins from a mesh of 256 faces, on the lattice" in output
+    saved = open_run(tmp_path / "run")
+    assert saved.update == 5  # of geometry and texture
+    vertices = saved.particles[0].surface()[0]
+    assert torch.allclose(vertices.amax(0) - vertices.amin(0), torch.tensor([0.4, 1.6, 0.8]), atol=0.15)
+
+
+def test_a_users_mesh_is_painted_as_it_is(boxes, tmp_path):
+    words = [*WORDS, "--stages", "texture", "--init-mesh", str(boxes / "box.glb")]
+    assert "particle 1: it begins from a mesh of 12 faces, which stays as it is" in run(tmp_path / "run", words)
+    vertices, faces = open_run(tmp_path / "run").particles[1].surface()
+    assert len(faces) == 12
+    assert torch.allclose(vertices.amax(0), torch.tensor([0.2, 0.8, 0.4]), atol=1e-5)  # glTF's x, y, z are our y, z, x
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["damaged.glb"], "damaged.glb: it can't be read ("),
+        (["empty.ply"], "empty.ply: it holds no triangles of finite size: check the file"),
+        (["notes.txt"], "notes.txt: must be one of .glb, .gltf, .obj, .ply: convert it"),
+        (["absent.glb"], "absent.glb: there is no such file: check the path"),
+        (["box.glb", "box.glb", "box.glb"], "init_mesh must name one file, or one for each of 2 particles, got 3"),
+        (["box.glb", "--preset", "embedded"], "--init-mesh begins meshes, the run begins with representation radiance_field: take"),
+        (["box.glb", "--stages", "coarse"], "--init-mesh begins meshes, the run begins with representation radiance_field"),
+    ],
+)
+def test_wrong_meshes_are_refused_in_a_line(boxes, tmp_path, words, says):
+    words = [str(boxes / word) if "." in word else word for word in words]
+    base = [word for word in WORDS if word not in STAGES and word != "--stage"] if "embedded" not in words else ["a green duck"]
+    output = run(tmp_path / "run", [*base, "--init-mesh", *words], code=2)
+    assert says in output
+    assert len(output.strip().splitlines()) == 1
+    assert not (tmp_path / "run").exists()

@@ -40,12 +40,12 @@ PAGES = Pages(
     everyday=(
         "--num-particles", "--num-updates", "--run-dir", "--seed", "--preset", "--config", "--objective", "--representation",
         "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--preview-every",
-        "--clip", "--resume", "--start-from", "--stages", "--wandb.mode", "--dry-run",
+        "--clip", "--resume", "--start-from", "--stages", "--init-mesh", "--wandb.mode", "--dry-run",
     ),
     topics={
         "The run": (
             "--prompt-file", "--run-dir", "--preset", "--config", "--num-updates", "--seed", "--resume", "--start-from", "--stages",
-            "--stage", "--dry-run",
+            "--stage", "--init-mesh", "--dry-run",
         ),
         "Particles and ranks": (
             "--num-particles", "--num-views", "--num-shards", "--micro-batch-size", "--precision", "--attention", "--compile",
@@ -100,7 +100,7 @@ def prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirecto
         directory.check(config)
     directory.changed_length(config)  # or refuse it
     stages = stages_of(config)
-    if not config.resume and (len(stages) > 1 or stages[0].config.start_from):
+    if not config.resume and (len(stages) > 1 or stages[0].config.start_from or stages[0].config.init_mesh):
         from dist_vsd.runs.start import check_starts
 
         check_starts(stages)

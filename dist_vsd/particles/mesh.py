@@ -19,6 +19,7 @@ from dist_vsd.cameras import Cameras, cast_rays
 from dist_vsd.normal_maps import color_normals
 from dist_vsd.particles import mesh_start
 from dist_vsd.particles.colored_particle import ColoredParticle, as_images
+from dist_vsd.particles.given_mesh import GivenMesh, distances_to
 from dist_vsd.particles.iso_level import density_volume, suitable_threshold
 from dist_vsd.particles.mesh_regularizers import laplacian, normal_consistency
 from dist_vsd.particles.owned_particle import THETA, load_theta, replace_parameter
@@ -31,7 +32,7 @@ from dist_vsd.rasterization.fragments import interpolate
 from dist_vsd.rasterization.normals import vertex_normals
 from dist_vsd.rasterization.rasterize import rasterize
 
-GEOMETRY = ("vertices", "distance", "deformation")
+GEOMETRY = ("vertices", "distance", "deformation", "given_vertices", "given_faces", "given_uv")
 DENSITY_INSIDE = 100.0
 MOST_DEFORMATION = 0.45  # of a cell: less than a half, or neighbours could change places
 
@@ -68,6 +69,10 @@ class MeshParticle(ColoredParticle):
     def __init__(self, settings: MeshSettings, generator: torch.Generator) -> None:
         super().__init__(settings.field, generator)
         self.mesh_config = settings.mesh
+        # A user's mesh that is painted as it is; without one, empty.
+        self.register_buffer("given_vertices", torch.zeros(0, 3))
+        self.register_buffer("given_faces", torch.zeros(0, 3, dtype=torch.int64))
+        self.register_buffer("given_uv", torch.zeros(0, 2))
         self._tetrahedra: tuple[Any, Tetrahedra] | None = None
         self.register_buffer("vertices", torch.zeros(0, dtype=torch.int64))
         self.distance, self.deformation = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0, 3))
@@ -101,6 +106,8 @@ class MeshParticle(ColoredParticle):
         """Return the surface's vertices (V, 3), in scene units, and faces (F, 3), counter-clockwise from outside; differentiable."""
         if self.vertices.is_meta:
             return self._assumed_surface()
+        if len(self.given_faces):
+            return self.given_vertices, self.given_faces
         tetrahedra, resolution = self.tetrahedra(), self.mesh_config.resolution
         moved = lattice_coordinates(self.vertices, resolution) + MOST_DEFORMATION * self.deformation.tanh()
         positions = moved * self.cell - self.config.bound
@@ -226,6 +233,15 @@ class MeshParticle(ColoredParticle):
         else:
             started._begin_from(other)
         return started
+
+    def begin_from_mesh(self, given: GivenMesh, is_refined: bool) -> None:
+        """Begin from a user's mesh: as a lattice whose surface can be refined, or as it is, with its places on a texture, to be painted."""
+        self.set_distances(distances_to(given, self.mesh_config.resolution, self.config.bound))
+        if is_refined:
+            self.notes = (f"it begins from a mesh of {len(given.faces):,} faces, on the lattice {len(self.surface()[1]):,}",)
+            return
+        self.given_vertices, self.given_faces, self.given_uv = given.vertices, given.faces, given.uv
+        self.notes = (f"it begins from a mesh of {len(given.faces):,} faces, which stays as it is",)
 
     def _take_colors(self, other: ColoredParticle) -> None:
         given, own = other.state_dict(), {name: value for name, value in self.state_dict().items() if name not in GEOMETRY}

@@ -150,9 +150,14 @@ def near(solid: Tensor, width: int) -> Tensor:
         solid: (S, S, S) bool, which vertices are inside.
         width: cells.
     """
-    inside = solid[None, None].float()
-    pool = torch.nn.functional.max_pool3d
-    is_cut = (pool(inside, 2, 1) - (1 - pool(1 - inside, 2, 1))) > 0  # (R, R, R): a corner inside and one outside
-    grown = torch.nn.functional.pad(is_cut.float(), (1, 1, 1, 1, 1, 1))
-    grown = pool(grown, 2, 1)  # (S, S, S): the corners of these cells
-    return (pool(grown, 2 * width + 1, 1, width) if width else grown)[0, 0] > 0
+    is_cut = _greatest(solid, 2) & _greatest(~solid, 2)  # (R, R, R): a corner inside and one outside
+    corners = _greatest(torch.nn.functional.pad(is_cut, (1,) * 6), 2)  # (S, S, S)
+    return _greatest(torch.nn.functional.pad(corners, (width,) * 6), 2 * width + 1) if width else corners
+
+
+def _greatest(flags: Tensor, size: int) -> Tensor:
+    """Return whether any flag is set in each cube of ``size`` flags a side; one axis after the other, shorter by size - 1 each."""
+    for axis in range(3):
+        parts = flags.unfold(axis, size, 1)
+        flags = parts.any(-1)
+    return flags

@@ -9,6 +9,8 @@ import torch
 
 from dist_vsd.config import RunConfig
 from dist_vsd.distributed.random import keyed_generator
+from dist_vsd.particles.given_mesh import read_mesh
+from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle import Particle
 from dist_vsd.distributed.collectives import Collectives
@@ -49,16 +51,31 @@ def begun_from(config: RunConfig, particle: int, other: Particle) -> Particle:
     return row.particle_class().from_particle(row.settings(config), other, generator)
 
 
+def begun_from_mesh(config: RunConfig, particle: int) -> MeshParticle:
+    """Return a mesh of a stage that begins from the user's file; ValueError if it can't."""
+    row = config.representation_row
+    if not row.has_surface:
+        first = f"the run begins with representation {config.representation}"
+        raise ValueError(f"--init-mesh begins meshes, {first}: take --preset object without its stage coarse, or --representation mesh")
+    theta = build_particle(config, particle, torch.device("cpu")).theta
+    assert isinstance(theta, MeshParticle)
+    given = read_mesh(Path(config.init_mesh[particle % len(config.init_mesh)]), config.field.bound)
+    theta.begin_from_mesh(given, is_refined=not config.trains or "distance" in config.trains)
+    return theta
+
+
 def check_starts(stages: list[Stage]) -> None:
     """Refuse stages that can't begin from what they are to begin from, before anything is written; ValueError in one line."""
-    if len(stages) == 1 and not stages[0].config.start_from:
+    if len(stages) == 1 and not (stages[0].config.start_from or stages[0].config.init_mesh):
         return
     before: Particle | None = None
     for stage in stages:
         if stage.config.start_from:
             before = open_start(stage.config, stage.config.start_from).particles[0]
         started = build_particle(stage.config, 0, torch.device("cpu")).theta
-        if before is not None:
+        if stage.config.init_mesh:
+            started = [begun_from_mesh(stage.config, number) for number in range(len(stage.config.init_mesh))][0]
+        elif before is not None:
             try:
                 started = begun_from(stage.config, 0, before)
             except ValueError as error:
@@ -87,6 +104,8 @@ class Start:
         if stage.config.start_from:
             self._other = open_start(stage.config, stage.config.start_from)
             self.says = f"particles begin as {stage.config.start_from} has them after update {self._other.update}"
+        elif stage.config.init_mesh:
+            self.says = f"particles begin from {', '.join(stage.config.init_mesh)}"
         elif stage.first:
             self._left = left_after(checkpoints, stage.first, stage.run)
             self.says = f"stage {stage.name} begins from the particles after update {stage.first}"
@@ -99,6 +118,8 @@ class Start:
         elif self._left is not None:
             before = stage_of_checkpoint(stages_of(self._stage.run), self._stage.first).config
             theta = begun_from(config, particle.id, read_particle(before, particle.id, self._left))
+        elif config.init_mesh:
+            theta = begun_from_mesh(config, particle.id)
         else:
             theta = build_particle(config, particle.id, torch.device("cpu")).theta
         put_back(state, particle, {f"theta/{name}": tensor for name, tensor in theta.state_dict().items()})

@@ -77,7 +77,7 @@ def stages_of(config: RunConfig) -> list[Stage]:
     for name, changes in config.stages.items():
         _check(name, changes, (*CHANGEABLE, *sections))
         first = stages[-1].last if stages else 0
-        start = {"start_from": ""} if stages else {}
+        start: dict[str, Any] = {"start_from": "", "init_mesh": ()} if stages else {}
         own = dataclasses.replace(config, stages={}, num_updates=changes["num_updates"], **start)
         stages.append(Stage(name, merge(own, changes, f"stage {name}"), config, first))
     return stages
@@ -120,11 +120,13 @@ def choose_stages(config: RunConfig, names: str) -> RunConfig:
 
     Args:
         config: of a run with stages.
-        names: of some, with commas between them; empty: all.
+        names: of some, with commas between them; empty: all, or those of meshes alone where the run begins from one (init_mesh).
 
     Raises:
         ValueError: the run has no such stage, or a stage is left without what it begins from.
     """
+    if not names and config.init_mesh:
+        names = ",".join(name for name, changes in config.stages.items() if changes.get("representation") == "mesh")
     if not names:
         return config
     known, chosen = list(config.stages), [name.strip() for name in names.split(",")]
@@ -134,7 +136,7 @@ def choose_stages(config: RunConfig, names: str) -> RunConfig:
         if name not in known:
             raise ValueError(f"--stages must name some of {', '.join(known)}, got {name!r}{nearest(name, known)}: change --stages")
     numbers = sorted({known.index(name) for name in chosen})
-    if numbers[0] > 0 and not config.start_from:
+    if numbers[0] > 0 and not (config.start_from or config.init_mesh):
         before = known[numbers[0] - 1]
         raise ValueError(f"stage {known[numbers[0]]} begins from what stage {before} leaves: name {before} too, or --start-from RUN_DIR")
     stages = {known[number]: config.stages[known[number]] for number in numbers}
