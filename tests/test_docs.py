@@ -15,6 +15,7 @@ import sys
 import urllib.parse
 
 import pytest
+import trimesh
 from accelerate.commands.launch import launch_command_parser
 
 from dist_vsd.cli import COMMANDS
@@ -105,6 +106,12 @@ def in_small(words, random_prior):
         extra = [*extra, "--num-particles", "2"]
     if "stages.yaml" in words:  # which says how many updates there are
         extra = extra[2:]
+    if "object" in words:  # stages of two updates each
+        of_stages = [word for word in words if re.match(r"\w+\.[\w.]+=", word)]
+        words = [word for word in words if word != "--stage" and word not in of_stages]
+        counts = [f"{name}.num_updates=2" for name in ("coarse", "geometry", "texture")]
+        own = [word for word in of_stages if ".num_updates=" not in word]
+        extra = [*extra[2:], "--mesh.resolution", "12", "--stage", *counts, *own]
     cut = words.index("--") if "--" in words else len(words)
     return [*words[:cut], *extra, *words[cut:]]
 
@@ -124,6 +131,7 @@ def workplace(page, folder, finished):
     for name in ("launch_configs", "slurm"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "prompts.txt").write_text("a red car\n")
+    trimesh.creation.box((1.0, 0.5, 0.25)).export(folder / "house.glb")
     shutil.copytree(finished, folder / "runs" / "a-green-duck")
     for block in blocks_of(page):
         if block.language == "yaml" and block.name:
