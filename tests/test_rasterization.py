@@ -104,6 +104,15 @@ def test_a_picture_is_the_same_to_the_bit_alone_and_beside_others():
         assert torch.equal(coverage(alone)[0], coverage(together)[view])
 
 
+def test_autocast_rounds_nothing_of_it():
+    vertices, faces = soup(100, dtype=torch.float32)
+    plain = rasterize(vertices, faces, cameras(VIEWS, dtype=torch.float32), 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = rasterize(vertices, faces, cameras(VIEWS, dtype=torch.float32), 20)
+    assert torch.equal(plain.face, inside.face)
+    assert torch.equal(interpolate(vertices, plain), interpolate(vertices, inside))
+
+
 def test_barycentric_coordinates_are_shares_of_one_even_where_a_face_is_thin():
     vertices, faces = soup(500, dtype=torch.float32)
     vertices[1::3] = vertices[0::3] + 1e-5 * vertices[1::3]
