@@ -40,6 +40,18 @@ def mesh(made, size=1.0):
     return clip_of(made[0], size), made[1].to(DEVICE)
 
 
+def turned():
+    """A ball of which every third face goes around in the other sense."""
+    vertices, faces = ball(1)
+    return vertices, torch.where((torch.arange(len(faces)) % 3 == 0)[:, None], faces.flip(1), faces)
+
+
+def aslant():
+    """Squares on their corners, with sides that rise as they go across, exactly."""
+    corners = torch.tensor([[0.0, -0.75, 1, 1], [0.75, 0, 1, 1], [0, 0.75, 1, 1], [-0.75, 0, 1, 1]])
+    return torch.stack([corners, 0.75 * corners]).to(DEVICE), torch.tensor([[0, 1, 2], [0, 2, 3]], device=DEVICE)
+
+
 # Faces of a box of more than 256 pixels have programs of their own in Triton: of the large ones in 20 by 20 pixels and of the nasty ones.
 MESHES = {
     "large": (mesh(soup(12, size=2.0)), 20),
@@ -47,6 +59,8 @@ MESHES = {
     "tiny": (mesh(ball(3), 0.5), 12),
     "nasty": (nasty(), 19),
     "a single pixel": (mesh(ball(0)), 1),
+    "turned": (mesh(turned()), 12),
+    "aslant": (aslant(), 16),
     "nothing": (mesh((torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))), 4),
 }
 EACH_MESH = pytest.mark.parametrize(("made", "size"), MESHES.values(), ids=MESHES)

@@ -88,3 +88,16 @@ def test_a_picture_of_a_mesh_and_its_gradient_are_one_wait_in_plain_torch():
         found = [values.cpu() for values in found]
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)  # sums over pixels in fp32, in another order
+
+
+def test_on_a_device_a_face_that_is_no_number_spoils_no_other_ones_gradient():
+    """There every pixel is computed, also where nothing is seen: as if it were face 0, and then left out."""
+    vertices, faces = ball(1, torch.float32)
+    views = cameras((0.0,), dtype=torch.float32)
+    with OnPaper():
+        spoilt = torch.cat([torch.full((3, 3), torch.nan), 0.8 * vertices]).to(DEVICE).requires_grad_()
+        seen = rasterize(spoilt, torch.cat([torch.tensor([[0, 1, 2]]), faces + 3]).to(DEVICE), views.to(DEVICE), 12)
+        (antialias(interpolate(spoilt, seen), seen).square().sum() + seen.depth.sum()).backward()
+        found = spoilt.grad.cpu()[3:]
+    assert found.isfinite().all()
+    assert found.abs().sum() > 1

@@ -48,10 +48,7 @@ class Fragments:
 def fragments_of(clip: Tensor, faces: Tensor, face: Tensor) -> Fragments:
     """Return what pixels see, given (B, V, 4) clip coordinates, (F, 3) faces and the (B, H, W) face that each sees."""
     pixel, size = pixels(face), face.shape[1]
-    is_hit = (face.flatten()[pixel] >= 0)[:, None]
-    # What is not hit lies at 0: of a face that is not seen no number may spoil the gradient.
-    corners = [torch.where(is_hit, corner, 0.0) for corner in corners_of(clip, faces, face, pixel)]
-    x, y, _, w = zip(*(corner.unbind(-1) for corner in corners), strict=True)
+    x, y, _, w = zip(*(corner.unbind(-1) for corner in corners_of(clip, faces, face, pixel)), strict=True)
     e = edge_functions(x, y, w, *pixel_centres(pixel // size % size, pixel % size, size, clip.dtype))
     # Where the face was found in a lower precision a centre may be beside it by a thousandth of a pixel: it is taken to the edge.
     sign = (e[0] + e[1] + e[2]).detach().sign()
@@ -96,13 +93,17 @@ def spread(values: Tensor, pixel: Tensor, face: Tensor) -> Tensor:
 
 
 def corners_of(values: Tensor, faces: Tensor, face: Tensor, pixel: Tensor) -> list[Tensor]:
-    """Return the (P, C) values at the first, second and third vertices of the faces that pixels see, of (V, C) or (B, V, C) values."""
+    """Return (P, C) values of (V, C) or (B, V, C) at the first, second and third vertices of the faces that pixels see; 0 of no face."""
     vertices = vertices_of(face.flatten()[pixel], faces)
     if values.dim() == 3:
         vertices = vertices + (pixel // face[0].numel() * values.shape[1])[:, None]
         values = values.flatten(0, 1)
     values = values if len(values) else values.new_zeros(1, values.shape[-1]).expand(max(1, len(face)), -1)
-    return [values.index_select(0, index) for index in vertices.unbind(-1)]
+    corners = [values.index_select(0, index) for index in vertices.unbind(-1)]
+    if face.device.type == "cpu":
+        return corners
+    is_hit = (face.flatten()[pixel] >= 0)[:, None]  # of a face that is not seen no number may spoil the gradient
+    return [torch.where(is_hit, corner, 0.0) for corner in corners]
 
 
 def vertices_of(face: Tensor, faces: Tensor) -> Tensor:

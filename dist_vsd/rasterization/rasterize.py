@@ -57,15 +57,16 @@ def _check(vertices: Tensor, faces: Tensor, size: int, back_end: str) -> None:
         raise ValueError(f"the back end must be one of {', '.join(BACK_ENDS)}, or empty, got {back_end!r}: change it")
     if back_end == "nvdiffrast" and not (vertices.is_cuda and nvdiffrast_back_end.has_nvdiffrast()):
         raise ValueError(f"nvdiffrast needs CUDA and to be installed, got vertices on {vertices.device}: leave the back end empty")
-    # On a GPU to ask would be to wait.
-    if faces.device.type == "cpu" and len(faces) and not 0 <= int(faces.min()) <= int(faces.max()) < len(vertices):
-        raise ValueError(
-            f"faces must name vertices from 0 to {len(vertices) - 1}, got {int(faces.min())} to {int(faces.max())}: change them"
-        )
+    if faces.device.type == "cpu" and len(faces):  # on a GPU to ask would be to wait
+        first, last = int(faces.min()), int(faces.max())
+        if first < 0 or last >= len(vertices):
+            raise ValueError(f"faces must name vertices from 0 to {len(vertices) - 1}, got {first} to {last}: change them")
 
 
 def clip_positions(vertices: Tensor, cameras: Cameras) -> Tensor:
     """Return (B, V, 4) clip coordinates of (V, 3) vertices, as Fragments has them; z / w grows from -1 at NEAR to 1 at infinity."""
     c2w, half = cameras.c2w.to(vertices.dtype), torch.tan(cameras.fov.to(vertices.dtype) / 2)[:, None]
-    x, y, backward = ((vertices[None] - c2w[:, None, :3, 3]) @ c2w[:, :3, :3]).unbind(-1)
+    offset = (vertices[None] - c2w[:, None, :3, 3]).unbind(-1)
+    # Not as a matrix product, which autocast and TF32 would round to a hundredth of a pixel and more.
+    x, y, backward = (sum(offset[axis] * c2w[:, axis, column, None] for axis in range(3)) for column in range(3))
     return torch.stack([x / half, y / half, -backward - 2 * NEAR, -backward], -1)
