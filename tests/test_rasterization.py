@@ -298,12 +298,11 @@ def test_normals_of_vertices_have_the_gradients_of_finite_differences():
 
 
 @pytest.mark.parametrize("vertices", [torch.zeros(4, 3), torch.ones(4, 3) * 1e-12, torch.eye(4, 3) * 1e-10, torch.eye(4, 3)])
-def test_normals_of_faces_without_area_are_zero_or_of_length_one_and_have_finite_gradients(vertices):
+def test_normals_of_faces_without_area_are_no_longer_than_one_and_have_finite_gradients(vertices):
     vertices = vertices.clone().requires_grad_()
     normals = vertex_normals(vertices, torch.tensor([[0, 1, 2], [0, 0, 3], [1, 1, 1]]))
     normals.sum().backward()
-    lengths = normals.detach().norm(dim=-1)
-    assert ((lengths == 0) | ((lengths - 1).abs() < 1e-6)).all()
+    assert (normals.detach().norm(dim=-1) < 1 + 1e-6).all()
     assert vertices.grad.isfinite().all()
 
 

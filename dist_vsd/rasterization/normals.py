@@ -25,4 +25,4 @@ def vertex_normals(vertices: Tensor, faces: Tensor) -> Tensor:
     twice_area = torch.linalg.cross(b - a, c - a)
     total = torch.zeros_like(vertices).index_add(0, faces.flatten(), twice_area.repeat_interleave(3, 0))
     least = SLIVER * twice_area.detach().norm(dim=-1).sum() / max(1, len(faces))
-    return total * ((total * total).sum(-1, keepdim=True) + least.square().clamp_min(1e-36)).rsqrt()
+    return total * ((total * total).sum(-1, keepdim=True) + least.square().clamp_min(1e-24)).rsqrt()
