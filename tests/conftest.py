@@ -20,17 +20,17 @@ LONGEST = (
     "sweep_run", "out_of_memory", "heartbeat", "counted_memory", "distributed", "stages", "compiled", "wandb", "theory", "bench",
     "prior_loading", "kernels_compiled", "sweep_page", "cli_bad_input", "preview",
     "embedded_prior", "evaluation_command", "lab", "resume", "growing_particle", "shot", "placement", "recipe", "launch", "update_options",
-    "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats",
+    "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats", "viewers",
 )  # fmt: skip
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.
 QUICK = {
     "background", "cameras", "captions", "channels", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
-    "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "glb", "guidance", "help", "image_particle",
-    "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_rasterization", "kernels_sampling",
-    "kernels_waits", "layout", "metrics", "plan", "process", "radiance_field", "random", "rasterization", "run_directory", "scenes",
-    "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps",
-    "window",
+    "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "given_mesh", "glb", "guidance", "help", "image_particle",
+    "iso_level", "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_rasterization",
+    "kernels_sampling", "kernels_waits", "layout", "mesh", "metrics", "plan", "process", "radiance_field", "random", "rasterization",
+    "rasterize", "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "tetrahedra", "timesteps",
+    "update_gradient", "volume_rendering", "wandb_sweeps", "window",
 }  # fmt: skip
 
 

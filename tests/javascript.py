@@ -32,8 +32,7 @@ window.picture = async (glb, pose, fovDeg, size) => {
   const bytes = Uint8Array.from(atob(glb), (letter) => letter.charCodeAt(0));
   const { scene } = await new GLTFLoader().parseAsync(bytes.buffer, "");
   const camera = new THREE.PerspectiveCamera(fovDeg, 1, 0.05, 50);
-  camera.matrixAutoUpdate = false;
-  camera.matrix.fromArray(pose);
+  camera.matrix.fromArray(pose).decompose(camera.position, camera.quaternion, camera.scale);
   const world = new THREE.Scene();
   world.add(scene);
   renderer.render(world, camera);
@@ -74,7 +73,8 @@ class Viewer:
         self.driver = start_chromium(*WEBGL, "--allow-file-access-from-files", without=("--disable-gpu",))
         self.driver.set_script_timeout(120)
         self.driver.get((folder / "page.html").as_uri())
-        self.driver.execute_async_script("const done = arguments[0]; const ask = () => window.isReady ? done() : setTimeout(ask, 20); ask()")
+        wait = "const done = arguments[0]; const ask = () => (window.isReady ? done() : setTimeout(ask, 20)); ask()"
+        self.driver.execute_async_script(wait)
 
     def pictures(self, file, cameras, size):
         """Return (B, 3, size, size) pictures in [0, 1] of a GLB on white, from the particle's own cameras."""

@@ -203,9 +203,9 @@ RUN_DIR_CASES = {
     "render taken --distance nan": ("--distance must be above 0, got nan",),
     "render taken --kind views --azimuth-deg nan": ("--azimuth-deg must be one or more numbers, got nan",),
     "export taken --kind cloud": ("--kind must be one of mesh, points, got 'cloud'",),
-    "export taken --format obj": ("--format must be one of", "got 'obj'"),
+    "export taken --format stl": ("--format must be one of", "got 'stl'"),
     "export taken --resolution 1": ("--resolution must be at least 2, got 1",),
-    "export taken --threshold 0": ("--threshold must be positive, got 0.0",),
+    "export taken --threshold -1": ("--threshold must be positive, or 0 for the one that suits, got -1.0",),
     'prior sample "a duck" --out duck.jpg': ("--out must be a .png file, got 'duck.jpg'",),
     'prior sample "a duck" --out one.txt/duck.png': ("one.txt/duck.png", "can't be written"),
     'prior sample "a duck" --out one.txt/below/duck.png': ("one.txt/below/duck.png", "can't be written"),
@@ -215,6 +215,7 @@ TRAINED_CASES = {
     "render trained --particles -1": ("trained has no particle -1",),
     "export trained --particles 1": ("trained has no particle 1",),
     "export trained": ("trained holds image particles", "PLY needs radiance_field", "use dist-vsd render"),
+    "export trained --format gif": ("GIF needs radiance_field", "--format png"),
     "render trained --out one.txt": ("one.txt", "--out"),
 }
 

@@ -9,10 +9,12 @@ import torch
 import trimesh
 
 from dist_vsd.cameras import turntable
-from dist_vsd.export.mesh_files import write_ply
-from dist_vsd.export.surface import surface_of
+from dist_vsd.export.mesh import MeshOptions, make_mesh
+from dist_vsd.export.mesh_files import write_ply, write_points
+from dist_vsd.export.surface import field_surface, surface_points
 from dist_vsd.export.turntable import render_views, write_grid, write_turntable
 from dist_vsd.image_files import enlarge, tile, to_bytes, write_mp4, write_png
+from dist_vsd.particles.iso_level import density_volume
 from dist_vsd.particles.particle_configs import DenseGridConfig, RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
 
@@ -24,11 +26,11 @@ RADIUS = 0.5 * (1 - math.log(math.exp(THRESHOLD) - 1) / 10)
 
 
 class ColouredBall(RadianceField):
-    """The start's ball alone, coloured by position: red grows with x, green with y, blue with z."""
+    """The start's ball alone, coloured by direction: on the surface red grows with x, green with y, blue with z; no depth matters."""
 
     def forward(self, points):
         start = self.config.density_strength * (1 - points.norm(dim=-1) / self.config.density_radius)
-        return torch.nn.functional.softplus(start), (points + 1) / 2
+        return torch.nn.functional.softplus(start), (torch.nn.functional.normalize(points, dim=-1) * RADIUS + 1) / 2
 
 
 def ball(**options):
@@ -38,9 +40,14 @@ def ball(**options):
 
 def save(field, file, kind, resolution, threshold):
     """Write a field's surface as PLY; return the number of its vertices."""
-    surface = surface_of(field, kind, resolution, threshold)
-    write_ply(surface, file)
-    return len(surface.vertices)
+    volume = density_volume(field, resolution)
+    if kind == "points":
+        points, colors = surface_points(field, volume, threshold)
+        write_points(points, colors, file)
+        return len(points)
+    mesh = make_mesh(field_surface(field, volume, threshold), MeshOptions(texture_size=0))
+    write_ply(mesh, file)
+    return len(mesh.vertices)
 
 
 def frames(count, height=32, width=48):
@@ -134,8 +141,8 @@ def test_the_mesh_has_the_fields_colours_at_its_vertices(tmp_path):
     save(ball(), tmp_path / "ball.ply", "mesh", RESOLUTION, THRESHOLD)
     mesh = trimesh.load(tmp_path / "ball.ply", process=False)
     colors = np.asarray(mesh.visual.vertex_colors)[:, :3].astype(float)
-    # Rounded to bytes, from vertices rounded to fp32.
-    assert np.abs(colors - (mesh.vertices + 1) / 2 * 255).max() <= 0.51
+    # Rounded to bytes; vertices lie off the sphere by its bend over a cell, and inwards is known to the bend of a cell's density.
+    assert np.abs(colors - (mesh.vertices + 1) / 2 * 255).max() <= 1.0
 
 
 def test_points_are_the_solid_cells_next_to_empty_ones_with_their_colours(tmp_path):
@@ -147,7 +154,8 @@ def test_points_are_the_solid_cells_next_to_empty_ones_with_their_colours(tmp_pa
     assert radii.max() < RADIUS
     assert radii.min() > RADIUS - CELL
     colors = np.asarray(cloud.colors)[:, :3].astype(float)
-    assert np.abs(colors - (cloud.vertices + 1) / 2 * 255).max() <= 0.51
+    expected = (cloud.vertices / radii[:, None] * RADIUS + 1) / 2 * 255
+    assert np.abs(colors - expected).max() <= 1.0
 
 
 @pytest.mark.parametrize("kind", ["mesh", "points"])

@@ -1,6 +1,7 @@
 """`dist-vsd export`: PLY and GLB of a run, and a resolution that suits the field."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -9,13 +10,14 @@ import trimesh
 
 from dist_vsd.cli import main
 from dist_vsd.config import CameraConfig, RunConfig
-from dist_vsd.export.mesh_files import TO_GLTF, write_glb
+from dist_vsd.export.glb import to_gltf
 from dist_vsd.export.resolution import LEAST_SIDE, MOST_POINTS, MOST_SIDE, Resolution, pixels_across, suitable_resolution
-from dist_vsd.export.surface import density_volume, surface_of
+from dist_vsd.export.surface import find_surface
+from dist_vsd.particles.iso_level import density_volume
 from dist_vsd.particles.particle_configs import HashGridConfig, RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
 from tests.runs import TINY
-from tests.test_export import RADIUS, RESOLUTION, THRESHOLD, ball
+from tests.test_export import RESOLUTION, THRESHOLD, ball
 
 PLENTY = 2**40
 NEAR = CameraConfig(distance=(1.0, 2.0), fov_deg=(90.0, 90.0))
@@ -29,25 +31,48 @@ def run_dir(tmp_path_factory):
     return folder
 
 
-def test_both_formats_are_written_with_the_same_surface_and_the_resolution_is_told(run_dir, tmp_path, capsys):
-    assert main(["export", str(run_dir), "--format", "ply,glb", "--threshold", "5", "--out", str(tmp_path)]) == 0
+def test_every_format_is_written_of_the_same_surface_and_what_was_chosen_is_told(run_dir, tmp_path, capsys):
+    words = ["--format", "glb,obj,ply,mp4,gif,png", "--particles", "1", "--texture-size", "512", "--max-faces", "3000"]
+    assert main(["export", str(run_dir), *words, "--out", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
-    assert "particle 1: --resolution 32 (2 cells for each of the 16 vertices a side of its finest grid)" in printed
-    names = [f"mesh_{particle:04d}.{name}" for particle in (0, 1) for name in ("glb", "ply")]
-    assert sorted(file.name for file in tmp_path.iterdir()) == names
-    ply = trimesh.load(tmp_path / "mesh_0000.ply", process=False)
+    assert "particle 1: --resolution 32 (2 cells for each of the 16 vertices a side of its finest grid), --threshold" in printed
+    names = ["glb", "json", "mtl", "obj", "ply"]
+    turns = [f"turntable_0001.{kind}" for kind in ("gif", "mp4", "png")]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [*(f"mesh_0001.{n}" for n in names), "mesh_0001_texture.png", *turns]
+    ply = trimesh.load(tmp_path / "mesh_0001.ply", process=False)
+    (glb,) = trimesh.load(tmp_path / "mesh_0001.glb", process=False).geometry.values()
+    obj = trimesh.load(tmp_path / "mesh_0001.obj", process=False)
+    upright = to_gltf(ply.triangles.reshape(-1, 3)).reshape(-1, 3, 3)
+    assert np.allclose(glb.triangles, upright, atol=1e-6)
+    assert np.allclose(obj.triangles, upright, atol=1e-5)
+    assert np.allclose(obj.visual.uv[obj.faces], glb.visual.uv[glb.faces], atol=1e-5)
+    pictures = [np.asarray(image.convert("RGB")) for image in (obj.visual.material.image, glb.visual.material.baseColorTexture)]
+    assert np.array_equal(*pictures)
+    assert ply.is_watertight
+
+
+def test_a_report_says_what_the_mesh_is_and_what_was_lost(run_dir, tmp_path, capsys):
+    assert main(["export", str(run_dir), "--particles", "0", "--format", "glb", "--texture-size", "512", "--out", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    report = json.loads((tmp_path / "mesh_0000.json").read_text())
     (glb,) = trimesh.load(tmp_path / "mesh_0000.glb", process=False).geometry.values()
-    turned = trimesh.transform_points(ply.vertices, TO_GLTF)
-    assert np.allclose(glb.vertices, turned, atol=1e-6)
-    assert np.array_equal(glb.faces, ply.faces)
-    assert np.array_equal(glb.visual.vertex_attributes["color"][:, :3], ply.visual.vertex_colors[:, :3])
-    assert glb.is_watertight
+    assert (report["num_faces"], report["is_watertight"], report["particle"], report["update"]) == (len(glb.faces), True, 0, 8)
+    assert np.allclose(to_gltf(np.array(report["bounds"]))[:, [0, 1, 2]], glb.bounds, atol=1e-4)
+    assert report["area"] == pytest.approx(glb.area, rel=1e-3)
+    texture, lost = report["texture"], report["lost"]
+    # Texels on the surface, counted two ways.
+    assert texture["texels_per_unit"] ** 2 * report["area"] == pytest.approx(texture["coverage"] * 512**2, rel=1e-3)
+    assert lost["psnr_db"] > 15
+    assert lost["silhouette_iou"] > 0.9
+    assert -1 <= lost["clip_mesh"] <= 1
+    assert f"PSNR {lost['psnr_db']:.1f} dB" in printed
+    assert f"--threshold {report['threshold']:.3g}" in printed
 
 
 def test_ply_alone_is_the_default_and_a_resolution_that_is_given_holds(run_dir, tmp_path, capsys):
     assert main(["export", str(run_dir), "--particles", "1", "--resolution", "20", "--threshold", "5", "--out", str(tmp_path)]) == 0
-    assert [file.name for file in tmp_path.iterdir()] == ["mesh_0001.ply"]
-    assert "--resolution" not in capsys.readouterr().out
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["mesh_0001.json", "mesh_0001.ply"]
+    assert "particle 1: --resolution 20 --threshold 5\n" in capsys.readouterr().out
     edges = trimesh.load(tmp_path / "mesh_0001.ply").bounding_box.extents / (2 / 20)
     assert (edges < 20).all()
 
@@ -63,12 +88,16 @@ def test_points_can_be_a_glb_too(run_dir, tmp_path):
 @pytest.mark.parametrize(
     ("words", "fragment"),
     [
-        (["--format", "ply,gbl"], "--format must be one of ply, glb, or several with commas, got 'gbl' (did you mean glb?)"),
+        (["--format", "ply,gbl"], "one of glb, obj, ply, mp4, gif, png, or several with commas, got 'gbl' (did you mean glb?)"),
         (["--format", "ply,"], "got ''"),
         (["--format", ""], "got ''"),
         (["--resolution", "-1"], "--resolution must be at least 2, got -1: leave it out for one that suits"),
         (["--resolution", "1000000"], "--resolution 1000000 can't fit"),
-        (["--threshold", "nan"], "--threshold must be positive, got nan"),
+        (["--threshold", "nan"], "--threshold must be positive, or 0 for the one that suits, got nan"),
+        (["--threshold", "1e6"], "has no surface: nothing is denser than --threshold 1e+06"),
+        (["--texture-size", "100"], "--texture-size must be 512 to 4096, or 0 for colours at vertices, got 100"),
+        (["--max-faces", "2"], "--max-faces must be at least 4, or 0 for as many as suit, got 2"),
+        (["--kind", "points", "--format", "obj"], "--kind points needs --format glb or ply, got obj: change either"),
     ],
 )
 def test_a_format_or_a_resolution_that_is_none_is_refused_in_one_line(run_dir, tmp_path, capfd, words, fragment):
@@ -122,15 +151,8 @@ def test_density_is_asked_only_where_the_field_is_rendered():
     assert torch.equal(volume[4:], density_volume(ball(), 8)[4:])
 
 
-def test_a_glb_has_a_matt_material_and_normals(tmp_path):
-    write_glb(surface_of(ball(), "mesh", RESOLUTION, THRESHOLD), tmp_path / "ball.glb")
-    (mesh,) = trimesh.load(tmp_path / "ball.glb", process=False).geometry.values()
-    assert (mesh.visual.material.metallicFactor, mesh.visual.material.roughnessFactor) == (0.0, 1.0)
-    outwards = (mesh.vertex_normals * mesh.vertices).sum(1) / RADIUS
-    assert outwards.min() > 0.95
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_surface_found_on_a_gpu_is_the_cpus():
-    on_cpu, on_gpu = (surface_of(ball().to(device), "mesh", RESOLUTION, THRESHOLD) for device in ("cpu", "cuda"))
+    on_cpu, on_gpu = (find_surface(ball().to(device), RESOLUTION, THRESHOLD) for device in ("cpu", "cuda"))
     assert np.allclose(on_cpu.vertices, on_gpu.vertices, atol=1e-4)
+    assert np.allclose(on_cpu.colors_at(on_cpu.vertices), on_gpu.colors_at(on_cpu.vertices), atol=1e-3)

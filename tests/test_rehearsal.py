@@ -4,6 +4,7 @@ import contextlib
 import inspect
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,7 +13,7 @@ from dist_vsd.cameras import turntable
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.evaluation.preview import Panel, preview_cameras, render_particles
-from dist_vsd.export.surface import surface_of
+from dist_vsd.export.surface import find_surface
 from dist_vsd.export.turntable import render_views
 from dist_vsd.objectives import vsd
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
@@ -150,14 +151,17 @@ def test_what_is_shown_measured_and_exported_is_made_on_the_device():
             figures = Panel(state, EMBEDDED_CLIP_FOLDER).figures(views)
             theta = state.particles[0].theta
             frames = render_views(theta, turntable(2, 15.0, 3.0, 40.0).to(device), 16)
-            surface = surface_of(theta, "mesh", 12, 1.0)
-        states[device] = views, figures, frames, surface
+            surface = find_surface(theta, 12, 1.0)
+            colors = surface.colors_at(surface.vertices)
+        states[device] = views, figures, frames, surface, colors
         assert len(preview_cameras(state, 12)) == 12
-    (views, figures, frames, surface), (others_views, others_figures, others_frames, others_surface) = states.values()
+    views, figures, frames, surface, colors = states[CPU]
+    others_views, others_figures, others_frames, others_surface, others_colors = states[DEVICE]
     torch.testing.assert_close(views, others_views, rtol=0, atol=1e-5)
     assert figures == pytest.approx(others_figures, rel=1e-3, abs=1e-4, nan_ok=True)
     torch.testing.assert_close(frames, others_frames, rtol=0, atol=1e-5)
     assert len(surface.vertices) == len(others_surface.vertices) > 0
+    assert np.allclose(colors, others_colors, atol=1e-4)
 
 
 @pytest.mark.parametrize("prior", ["embedded", "random:tiny"])

@@ -1,4 +1,4 @@
-"""GLBs as others read them: the Khronos validator, trimesh, and three.js in a browser, whose pictures are compared with the particle's own."""
+"""GLBs as others read them: the Khronos validator, trimesh, and three.js in a browser, whose pictures are to be the particle's own."""
 
 
 import numpy as np
@@ -23,7 +23,7 @@ CAMERAS = turntable(3, 25.0, 3.0, 40.0)
 
 
 class Solid(RadianceField):
-    """A body with a sharp surface, coloured by stripes that turn around z and by height, dark ones and light ones."""
+    """A body with a sharp surface, coloured by angle around z and by height, from dark to light: no two sides are alike."""
 
     def __init__(self, name):
         config = RadianceFieldConfig(dense_grid=DenseGridConfig(resolutions=(4,)), num_samples=256)
@@ -40,7 +40,7 @@ class Solid(RadianceField):
 
     def forward(self, points):
         angle = torch.atan2(points[:, 1], points[:, 0])
-        color = torch.stack([0.5 + 0.45 * (3 * angle).cos(), 0.05 + 0.2 * (points[:, 2] + 0.6), 0.5 - 0.45 * (5 * points[:, 2]).sin()], 1)
+        color = torch.stack([0.5 + 0.45 * (angle - 0.7).cos(), 0.05 + 0.2 * (points[:, 2] + 0.6), 0.5 - 0.45 * (5 * points[:, 2]).sin()], 1)
         return 200 * torch.sigmoid(-self.distance(points) / 0.008), color.clamp(0, 1)
 
 
@@ -64,7 +64,7 @@ def viewer(node):
 
 @pytest.fixture(scope="module")
 def meshes():
-    """A mesh of each kind of a torus, and of a cut of it that is open."""
+    """A mesh of each kind of a torus."""
     surface = find_surface(Solid("torus"), RESOLUTION)
     return {kind: make_mesh(surface, MeshOptions(texture_size=size and 512, max_faces=4000)) for kind, size in KINDS.items()}
 

@@ -137,9 +137,8 @@ def require_shape(parsed: ExportArguments, saved: SavedRun) -> None:
     refused += [name for name in ("mp4", "gif") if name in parsed.formats and row.is_flat]
     if refused:
         named = " and ".join(name.upper() for name in refused)
-        raise ValueError(
-            f"{saved.path} holds {saved.config.representation} particles, {named} needs radiance_field: use dist-vsd render, or --format png"
-        )
+        kind = saved.config.representation
+        raise ValueError(f"{saved.path} holds {kind} particles, {named} needs radiance_field: use dist-vsd render, or --format png")
     if parsed.has_texture:
         from dist_vsd.export.texture import require_xatlas
 

@@ -111,8 +111,8 @@ def in_words(report: dict[str, Any]) -> list[str]:
     ]
     if texture := report["texture"]:
         lines.append(
-            f"texture of {texture['size']} texels a side: {texture['texels_per_unit']:.0f} texels per scene unit, {texture['coverage']:.0%} "
-            f"of it covered by {texture['num_charts']} charts"
+            f"texture of {texture['size']} texels a side: {texture['texels_per_unit']:.0f} texels per scene unit, "
+            f"{texture['coverage']:.0%} of it covered by {texture['num_charts']} charts"
         )
     lost = report["lost"]
     words = f"beside the particle: PSNR {lost['psnr_db']:.1f} dB, silhouettes {lost['silhouette_iou']:.1%} the same"

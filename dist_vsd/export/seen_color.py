@@ -34,7 +34,8 @@ def seen_colors(field: RadianceField, volume: Tensor, threshold: float) -> Calla
 
     def colors(points: Tensor) -> Tensor:
         middle = points.to(center) + center
-        rise = torch.stack([_interpolate(volume, (middle + axis) / bound) - _interpolate(volume, (middle - axis) / bound) for axis in axes], 1)
+        ahead, back = ([_interpolate(volume, (middle + sign * axis) / bound) for axis in axes] for sign in (1, -1))
+        rise = torch.stack(ahead, 1) - torch.stack(back, 1)
         inwards = torch.nn.functional.normalize(rise, dim=1)
         densities, colors = field((middle[:, None] + inwards[:, None] * places[:, None]).reshape(-1, 3))
         densities, colors = densities.reshape(len(points), -1), colors.reshape(len(points), -1, 3)

@@ -12,9 +12,9 @@ from dist_vsd.export.rasterize import Colors, fragments
 from dist_vsd.export.surface import Surface
 
 LEAST_SIZE, MOST_SIZE = 512, 4096
-# Charts are laid out on a grid of this side, whatever the texture's, with so many of its cells between them and around: at 1024 texels a
-# chart may be filtered over three beyond its own.
-LAYOUT_SIDE, PADDING = 512, 2
+# Charts are laid out on a grid of this side, whatever the texture's, with so many of its cells between them: of a texture at an eighth of
+# its size, a cell is left. Half the padding lets seams show where an object is a thumbnail; twice costs a third of the square.
+LAYOUT_SIDE, PADDING = 512, 4
 # Of the whole surface: xatlas' time grows with the square of a chart's size, and no limit takes ten times as long for a twentieth more
 # of the square covered.
 GREATEST_CHART = 1 / 60
