@@ -1,5 +1,6 @@
 """`dist-vsd view`: cameras and cuts in closed form, checkpoints that come, go and are damaged, and the page in a real browser."""
 
+import dataclasses
 import io
 import re
 import shutil
@@ -79,12 +80,14 @@ def test_a_browser_s_camera_is_ours_with_y_and_z_turned_round():
 
 
 @pytest.mark.parametrize(("height", "width"), [(6, 6), (6, 10), (10, 4)])
-def test_the_middle_of_the_square_render_is_what_the_browser_sees(height, width):
+def test_the_middle_of_the_square_render_is_that_of_the_picture_whose_shorter_side_has_the_camera_s_field_of_view(height, width):
     one = cameras()[:1]
+    shorter = 2 * torch.atan(torch.tan(one.fov / 2) * height / min(height, width))  # what the formula of rays wants is the vertical one
+    one_shown = dataclasses.replace(one, fov=shorter)
     square, size = square_around(one, height, width)
     top, left = (size - height) // 2, (size - width) // 2
     rays = cast_rays(square, size, size)[1].view(size, size, 3)[top : top + height, left : left + width]
-    torch.testing.assert_close(rays, cast_rays(one, height, width)[1].view(height, width, 3), rtol=0, atol=1e-5)  # fp32
+    torch.testing.assert_close(rays, cast_rays(one_shown, height, width)[1].view(height, width, 3), rtol=0, atol=1e-5)  # fp32
 
 
 def test_sizes_are_even_and_rows_hold_at_most_eight():
@@ -314,8 +317,8 @@ def seen(viewer, particle, update, channel="color", panels=1):
     viewer.until(lambda: f"x {HEIGHT} pixels in" in viewer.status())  # the fine picture, of this many panels
     width, height = (int(number) for number in re.search(r"(\d+) x (\d+) pixels", viewer.status()).groups())
     width //= panels
-    size = max(width, height)
-    wider = 2 * np.degrees(np.arctan(np.tan(np.radians(fov_deg) / 2) * size / height))
+    size, shorter = max(width, height), min(width, height)
+    wider = 2 * np.degrees(np.arctan(np.tan(np.radians(fov_deg) / 2) * size / shorter))
     square = turntable(1, ELEVATION_DEG, distance, wider)
     with torch.no_grad():
         theta = open_run(viewer.run, (particle,), update=update).particles[particle]
