@@ -19,8 +19,8 @@ LONGEST = (
     "slurm", "pythons", "ranks", "docs", "launch_lines", "bench_gpu", "rehearsal", "compare", "rank_death", "flat_particles",
     "sweep_run", "out_of_memory", "heartbeat", "counted_memory", "distributed", "stages", "compiled", "wandb", "theory", "bench",
     "prior_loading", "kernels_compiled", "sweep_page", "cli_bad_input", "preview",
-    "embedded_prior", "evaluation_command", "lab", "resume", "growing_particle", "shot", "placement", "recipe", "launch", "update_options",
-    "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats", "viewers",
+    "embedded_prior", "view", "mesh_stages", "viewers", "evaluation_command", "lab", "resume", "growing_particle", "shot", "placement",
+    "recipe", "launch", "update_options", "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats",
 )  # fmt: skip
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.

@@ -193,6 +193,7 @@ RUN_DIR_CASES = {
     "export absent": ("run directory absent does not exist", "check the path"),
     "export taken": ("taken has no valid checkpoint", "none was saved yet"),
     "render taken --kind movie": ("--kind must be one of turntable, grid, views, got 'movie'",),
+    "render taken --channel normals": ("--channel must be one of color, normal, depth, opacity, got 'normals'",),
     "render taken --size 0": ("--size must be at least 1, got 0",),
     "render taken --num-views -1": ("--num-views must be at least 1, got -1",),
     "render taken --elevation-deg 91": ("--elevation-deg must be in [-90, 90], got 91.0",),

@@ -36,6 +36,7 @@ SAMPLES = ["--num-samples", "2", "--num-steps", "2"]
 SMALLER = {
     ("train",): EMBEDDED,
     ("render",): ["--size", "24"],
+    ("view",): ["--port", "0", "--for-seconds", "0.2"],  # or it goes on until somebody ends it
     ("export",): ["--resolution", "16", "--threshold", "1"],
     ("evaluate",): ["--num-azimuths", "2", "--num-samples", "2", "--sphere-subdivisions", "0"],
     ("lab",): ["--num-particles", "6", "--num-updates", "2", "--no-pictures"],

@@ -16,6 +16,7 @@ from dist_vsd.evaluation.preview import Panel, preview_cameras, render_particles
 from dist_vsd.export.surface import find_surface
 from dist_vsd.export.turntable import render_views
 from dist_vsd.objectives import vsd
+from dist_vsd.particles.representations import CHANNELS
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
 from dist_vsd.priors.table import PRIORS, load_prior, prior_row
 from dist_vsd.reporting.stage_figures import StageFigures
@@ -37,6 +38,7 @@ RUNS = {
     "dense grid": ("embedded", DENSE),
     "hash grid": ("embedded", FEW | HASH),
     "regularisers": ("embedded", FEW | DENSE | {"regularization": {"entropy": 1.0, "weight_entropy": 1.0, "depth_variance": 1.0}}),
+    "normals": ("embedded", FEW | DENSE | {"supervise": "normal"}),
     "tracked origin": ("embedded", FEW | {"render_size": 16, "field": DENSE["field"] | {"track_origin": True}}),
     "learned background": ("embedded", FEW | {"render_size": 16, "field": DENSE["field"] | {"background": "learned"}}),
     "Perp-Neg": ("embedded", FEW | DENSE | {"prompting": {"perp_neg": True}}),
@@ -150,7 +152,8 @@ def test_what_is_shown_measured_and_exported_is_made_on_the_device():
             views = render_particles(state, 12)
             figures = Panel(state, EMBEDDED_CLIP_FOLDER).figures(views)
             theta = state.particles[0].theta
-            frames = render_views(theta, turntable(2, 15.0, 3.0, 40.0).to(device), 16)
+            cameras = turntable(2, 15.0, 3.0, 40.0).to(device)
+            frames = torch.cat([render_views(theta, cameras, 16, channel=channel) for channel in CHANNELS])
             surface = find_surface(theta, 12, 1.0)
             colors = surface.colors_at(surface.vertices)
         states[device] = views, figures, frames, surface, colors

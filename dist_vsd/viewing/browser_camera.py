@@ -40,14 +40,14 @@ def to_camera(position: Sequence[float], wxyz: Sequence[float], fov: float) -> C
 
 
 def square_around(camera: Cameras, height: int, width: int) -> tuple[Cameras, int]:
-    """Return the camera and the size of the square render of which the middle height x width pixels are what ``camera`` sees.
+    """Return the camera and the size of the square render whose middle height x width pixels are to be shown.
 
     Args:
-        camera: whose vertical field of view is that of ``height`` pixels.
+        camera: whose field of view is that of the shorter side, so that what stands in the middle is whole in narrow pictures too.
         height, width: even numbers, so that the middle lies on pixels.
     """
     size = max(height, width)
-    fov = 2 * torch.atan(torch.tan(camera.fov / 2) * (size / height))
+    fov = 2 * torch.atan(torch.tan(camera.fov / 2) * (size / min(height, width)))
     return Cameras(camera.c2w, fov, camera.azimuth_deg, camera.elevation_deg), size
 
 

@@ -33,7 +33,7 @@ def render_panel(shown: Shown, camera: Cameras, height: int, width: int, channel
 
     Args:
         shown: the particle.
-        camera: one, with the vertical field of view of ``height`` pixels.
+        camera: one, with the field of view of the shorter side.
         height, width: even numbers.
         channel: that its representation shows.
     """

@@ -65,6 +65,7 @@ def serving(shelf: Shelf, host: str, port: int, height: int, particle: int = 0) 
         server = LocalServer(host=host, port=port, label="dist-vsd view", verbose=False)
     painter = Painter(shelf)
     server.gui.configure_theme(show_logo=False, show_share_button=False)
+    server.gui.main_panel.dock_right()  # beside the picture, not over it
     server.initial_camera.position, server.initial_camera.look_at = start_position(shelf.config.camera), (0.0, 0.0, 0.0)
     server.initial_camera.fov = math.radians(sum(shelf.config.camera.fov_deg) / 2)
 

@@ -77,7 +77,7 @@ class Session:
         self._save = gui.add_button("save the picture")
         self._status, self._message = gui.add_markdown(""), gui.add_markdown("")
         for control in (self._layout, self._particle, self._update, self._other, self._other_update, self._channel, self._height):
-            control.on_update(lambda _event: self._chosen())
+            control.on_update(lambda event: self._chosen(by_hand=event.client is not None))
         self._front.on_click(lambda _event: self.look_from_the_front())
         self._save.on_click(lambda _event: self._send_picture())
         client.camera.on_update(lambda _camera: self.change())
@@ -146,11 +146,12 @@ class Session:
         camera.up_direction = (0.0, 0.0, 1.0)
         camera.position, camera.look_at = start_position(self._shelf.config.camera), (0.0, 0.0, 0.0)
 
-    def _chosen(self) -> None:
+    def _chosen(self, by_hand: bool) -> None:
         is_two, is_all = self._layout.value == TWO, self._layout.value == ALL
         self._other.visible = self._other_update.visible = is_two
         self._particle.visible = not is_all
-        self.tell("")
+        if by_hand:  # and not by refresh(), which has just said why
+            self.tell("")
         self.change()
 
     def _send_picture(self) -> None:
