@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from dist_vsd.cameras import turntable
+from dist_vsd.distributed.layout import Layout
 from dist_vsd.evaluation.evaluation import evaluate_run
 from dist_vsd.evaluation.instruments import Instruments
 from dist_vsd.export.turntable import render_views
@@ -31,7 +32,9 @@ from dist_vsd.image_files import tile, write_png
 from dist_vsd.priors.clip import ClipScorer
 from dist_vsd.priors.embedded.scenes import WITH_A_FRONT
 from dist_vsd.runs.run_directory import default_run_dir
-from dist_vsd.runs.saved_run import SavedRun, open_run
+from dist_vsd.runs.saved_run import SavedRun, open_run, read_config
+from dist_vsd.scaling.counted_memory import count_peak
+from dist_vsd.training.stages import stages_of
 
 ROOT = Path(__file__).parent.parent
 RUNS, RESULTS, DOCS = ROOT / "runs" / "gallery", ROOT / "benchmarks" / "results" / "gallery.json", ROOT / "docs"
@@ -39,7 +42,7 @@ SUBJECTS = [
     ("ball", "red"), ("cube", "purple"), ("cone", "orange"), ("donut", "yellow"), ("mug", "blue"), ("duck", "green"),
     ("snowman", "white"), ("car", "yellow"), ("chair", "red"), ("mushroom", "purple"), ("tree", "green"), ("house", "blue"),
 ]  # fmt: skip
-PRESET, STAGES = "object", {"field": "coarse", "mesh": "texture"}
+PRESET, STAGES = "object", {"field": "coarse", "shape": "geometry", "mesh": "texture"}
 METRICS = ("clip", "r_precision", "multi_face", "recognition", "overlap", "chamfer")
 SHOWN_AZIMUTHS, ELEVATION_DEG, SHOWN_PIXELS = 6, 15.0, 96
 
@@ -78,7 +81,21 @@ def measure(directory: Path, subject: tuple[str, str], instruments: Instruments)
         figures = dict(evaluation.figures) | {"recognized": views.count(subject) / len(views)}
         if subject[0] in WITH_A_FRONT:
             figures["num_faces"] = said["num_faces"][0]
-        found[kind] = figures | ({"triangles": len(saved.particles[0].surface()[1])} if kind == "mesh" else {})
+        has_surface = saved.config.representation_row.has_surface
+        found[kind] = figures | ({"triangles": len(saved.particles[0].surface()[1])} if has_surface else {})
+    return found | {"stages": stage_figures(directory)}
+
+
+def stage_figures(directory: Path) -> dict[str, dict[str, float]]:
+    """Return for each stage the seconds of an update, its updates' minutes, and the most memory that one holds on a GPU, counted."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    found = {}
+    for stage in stages_of(read_config(directory)):
+        seconds = [line["seconds/update"] for line in lines if stage.first < line["update"] <= stage.last and "seconds/update" in line]
+        each = sum(seconds) / len(seconds)
+        layout = Layout.of(1, num_views=stage.config.num_views, views_per_shot=stage.config.num_views)
+        counted = count_peak(stage.config, layout).num_bytes / 2**20
+        found[stage.name] = {"seconds_per_update": each, "minutes": each * len(range(stage.first, stage.last)) / 60, "counted_mib": counted}
     return found
 
 
@@ -104,7 +121,7 @@ def main() -> None:
         for subject, seed, run in begun:
             figures = measure(run.result(), subject, instruments)
             rows.setdefault(prompt_of(*subject), {})[str(seed)] = figures
-            told = "  ".join(f"{kind} {figures[kind]['recognized']:.2f} {figures[kind]['overlap/iou']:.2f}" for kind in STAGES)
+            told = "  ".join(f"{kind} {figures[kind]['recognized']:.2f} {figures[kind]['overlap/iou']:.2f}" for kind in ("field", "mesh"))
             print(f"{prompt_of(*subject):<20} seed {seed}  (recognised, overlap) {told}  {figures['minutes']:.1f} min", flush=True)
     write_pictures(subjects, arguments.seeds[0])
     if not arguments.subjects:
@@ -116,7 +133,7 @@ def write_pictures(subjects: list[tuple[str, str]], seed: int) -> None:
     rows = []
     for subject in subjects:
         directory = RUNS / f"{default_run_dir(prompt_of(*subject)).name}-{seed}"
-        both = [pictures_of(open_run(directory.with_name(f"{directory.name}@{stage}"))) for stage in STAGES.values()]
+        both = [pictures_of(open_run(directory.with_name(f"{directory.name}@{stage}"))) for stage in (STAGES["field"], STAGES["mesh"])]
         rows.append(torch.cat(both))
     write_png(tile(rows), DOCS / "gallery.png")
 
@@ -138,6 +155,19 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
     field = [average("field", name) for name in ("recognized", "recognition/view", "num_faces", "overlap/iou")]
     mesh = [average("mesh", name) for name in ("recognized", "overlap/iou", "chamfer/distance", "chamfer/normal_consistency")]
     return [*field, *mesh, f"{minutes:.1f}"]
+
+
+def stage_table(rows: dict[str, dict[str, Any]]) -> list[str]:
+    """Return the table of the stages: means over all runs."""
+    runs = [run for row in rows.values() for run in row.values()]
+    head = "| after stage | minutes of its updates | GPU memory of an update, counted | R-precision | recognised | overlap | Chamfer |"
+    lines = [head, "|---|---|---|---|---|---|---|"]
+    for kind, stage in STAGES.items():
+        minutes, counted = (sum(run["stages"][stage][name] for run in runs) / len(runs) for name in ("minutes", "counted_mib"))
+        figures = [mean(rows, kind, name) for name in ("clip/r_precision", "recognized", "overlap/iou")]
+        chamfer = f"{mean(rows, kind, 'chamfer/distance'):.3f}" if kind != "field" else "-"
+        lines.append(f"| {stage} | {minutes:.1f} | {counted:,.0f} MiB | {' | '.join(f'{f:.2f}' for f in figures)} | {chamfer} |")
+    return lines
 
 
 def write_results(rows: dict[str, dict[str, Any]], jobs: int) -> None:
@@ -162,8 +192,7 @@ def write_results(rows: dict[str, dict[str, Any]], jobs: int) -> None:
     ]
     lines += [f"| {prompt} | {' | '.join(cells(list(row.values())))} |" for prompt, row in rows.items()]
     lines.append(f"| **mean** | {' | '.join(cells([run for row in rows.values() for run in row.values()]))} |")
-    precision = [f"{mean(rows, kind, 'clip/r_precision'):.3f}" for kind in STAGES]
-    lines += ["", f"R-precision: {precision[0]} of the fields, {precision[1]} of the meshes.", ""]
+    lines += ["", *stage_table(rows), ""]
     lines += ["Fields on the left, meshes on the right, in the order of the table:", "", "![fields and meshes](gallery.png)"]
     (DOCS / "gallery.md").write_text("\n".join(lines) + "\n")
     print(f"table: {DOCS / 'gallery.md'}")
