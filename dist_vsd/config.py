@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from dist_vsd.diffusion.guidance_scale import GuidanceScale
 from dist_vsd.diffusion.timesteps import TimestepConfig
 from dist_vsd.objectives.table import OBJECTIVES, ObjectiveRow
 from dist_vsd.particles.representations import REPRESENTATIONS, Representation
@@ -181,7 +182,7 @@ class _PlainFields:
     """vsd (ProlificDreamer), sds (DreamFusion), clip (Dream Fields), denoising (the UNet's Jacobian kept), or ancestral: no
     optimisation, each particle is one sample of the prior, drawn in one update."""
     representation: str = "radiance_field"
-    """radiance_field (3D), or in 2D image (pixels), latent (of the prior) or siren (a coordinate network)."""
+    """radiance_field or mesh (3D), or in 2D image (pixels), latent (of the prior) or siren (a network)."""
     supervise: str = "color"
     """What of a render the objective sees: color, or normal of a representation that shows normals."""
     trains: tuple[str, ...] = ()
@@ -197,6 +198,8 @@ class _PlainFields:
     """... from this fraction of num_updates on. In 3D colours settle last: rates that fall from the start leave a duck without its beak."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s of eps_pretrain: 7.5 for VSD, 100 for SDS with Stable Diffusion."""
+    fine_guidance_scale: float = 0.0
+    """The same at t up to timesteps.late_max_fraction, where colours and texture are decided; 0: guidance_scale there too."""
     negative_prompt: str = ""
     """Text of the unconditional branch."""
     render_size: int = 64
@@ -234,8 +237,7 @@ class _PlainFields:
     stages: Annotated[dict[str, dict[str, Any]], tyro.conf.Suppress] = dataclasses.field(default_factory=dict)
     """Stages of the run, in order, each with what it changes (YAML alone: training/stages.py)."""
     start_from: str = ""
-    """Begin with the particles of another run's directory, as its newest checkpoint has them, or RUN_DIR@STAGE, as that stage has left
-    them; optimisers and phi are fresh."""
+    """Begin with the particles of another run's directory, or of RUN_DIR@STAGE, as it has left them; optimisers and phi are fresh."""
     init_mesh: tuple[str, ...] = ()
     """Begin meshes from a GLB, OBJ or PLY file, one for all particles or one each: its geometry is refined, or painted as it is where a run
     trains colours alone (--stages texture)."""
@@ -282,8 +284,9 @@ class RunConfig(_FieldsOfTables):
         if not 0.0 <= self.lr_decay_begins < 1.0:
             raise ValueError(f"lr_decay_begins must be in [0, 1), got {self.lr_decay_begins}: change --lr-decay-begins")
         check_numbers(self)
-        if self.guidance_scale < 0.0:
-            raise ValueError(f"guidance_scale must be 0 or more, got {self.guidance_scale}: raise --guidance-scale")
+        for name in ("guidance_scale", "fine_guidance_scale"):
+            if getattr(self, name) < 0.0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}: raise {flag(name)}")
         for name in ("num_views", "num_shards"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 (automatic) or more, got {getattr(self, name)}: raise {flag(name)}")
@@ -347,6 +350,11 @@ class RunConfig(_FieldsOfTables):
     def is_flat(self) -> bool:
         """Whether the particles are pictures: their prompt has no view words, and phi is told no pose."""
         return self.representation_row.is_flat
+
+    @property
+    def guidance(self) -> GuidanceScale:
+        """Guidance by t."""
+        return GuidanceScale(self.guidance_scale, self.fine_guidance_scale or self.guidance_scale, self.timesteps.late_max_fraction)
 
     @property
     def random_background_share(self) -> float:

@@ -20,7 +20,7 @@ def test_two_ranks_make_the_same_particles_as_one(tmp_path):
     arguments = ["a green duck", "--num-particles", "2", *TINY, "--num-updates", "4", "--micro-batch-size", "1"]
     code, output = run_ranks([*arguments, "--turntables", "--run-dir", str(tmp_path / "two")], num_ranks=2)
     assert code == 0, output
-    assert "turntables of 2 particle(s)" in output
+    assert "turntables and meshes of 2 particle(s)" in output
     assert main(["train", *arguments, "--run-dir", str(tmp_path / "one")]) == 0
     # Adam's second moments start at zero with eps 1e-15: a rounding error may flip the sign of a step that should be zero.
     # After few updates little was amplified yet.

@@ -107,7 +107,7 @@ def _train(parsed: TrainArguments, config: RunConfig, directory: RunDirectory, p
         return 75
     minutes, what = (time.monotonic() - begin) / 60, f"{config.num_particles} particle(s)"
     if config.turntables:
-        pictures = "pictures" if config.is_flat else "turntables"
+        pictures = "pictures" if config.is_flat else "turntables and meshes"
         say(f"done in {minutes:.1f} minutes: {pictures} of {what} are in\n  {directory.path / 'export'}")
     else:
         say(f"done in {minutes:.1f} minutes: {what} are saved; look at them with\n  dist-vsd render {config.run_dir}")
@@ -243,16 +243,16 @@ def _train_stage(state: TrainingState, first: int, directory: RunDirectory, stop
 
 
 def _export(state: TrainingState, directory: RunDirectory, reporter: Reporter) -> None:
-    """Write turntables, and meshes for a reporter that takes them (collective)."""
+    """Write turntables and meshes (collective)."""
     from dist_vsd.distributed.collectives import naming_lost_ranks
-    from dist_vsd.export.end_of_run import show_meshes, write_pictures
+    from dist_vsd.export.end_of_run import write_meshes, write_pictures
 
     with naming_lost_ranks("while particles were exported"):
         (takes_media,) = state.collectives.any_of([reporter.takes_media])
         if state.config.turntables:
             write_pictures(state, directory.path)
-        if takes_media and state.config.representation_row.is_volume:
-            show_meshes(state, directory.path, reporter)
+        if (takes_media or state.config.turntables) and state.config.representation_row.is_solid:
+            write_meshes(state, directory.path, reporter)
         state.collectives.barrier()
 
 

@@ -40,7 +40,7 @@ PAGES = Pages(
     everyday=(
         "--num-particles", "--num-updates", "--run-dir", "--seed", "--preset", "--config", "--objective", "--representation",
         "--prior", "--guidance-scale", "--render-size", "--num-views", "--micro-batch-size", "--checkpoint-every", "--preview-every",
-        "--clip", "--resume", "--start-from", "--stages", "--init-mesh", "--wandb.mode", "--dry-run",
+        "--resume", "--start-from", "--stages", "--wandb.mode", "--dry-run",
     ),
     topics={
         "The run": (
@@ -56,7 +56,8 @@ PAGES = Pages(
             "--mesh.", "--regularization.", "--image.", "--latent.", "--siren.",
         ),
         "Objectives and priors": (
-            "--objective", "--prior", "--guidance-scale", "--negative-prompt", "--timesteps.", "--sds.", "--clip.", "--ancestral.",
+            "--objective", "--prior", "--guidance-scale", "--fine-guidance-scale", "--negative-prompt", "--timesteps.", "--sds.", "--clip.",
+            "--ancestral.",
         ),
         "eps_phi": ("--score.",),
         "Cameras and prompts by view": ("--camera.", "--prompting."),
@@ -79,7 +80,7 @@ class TrainArguments:
     config: str = ""
     """A YAML file with values that replace the preset's."""
     stages: str = ""
-    """Of a run with stages, such as --preset object has, those that are run, as coarse,geometry,texture; empty: all."""
+    """Those of --preset object, or of your own, that are run, as coarse,geometry; empty: all."""
     stage: tuple[str, ...] = ()
     """Settings of single stages, as geometry.num_updates=300 texture.score.lr=1e-4."""
     dry_run: bool = False

@@ -12,7 +12,7 @@ SIDE_BEFORE_BACK, FRONT_BEFORE_BACK = (1.0, 0.5, -0.606), (1.0, 0.5, 0.967)
 FRONT_BEFORE_SIDE, SIDE_BEFORE_FRONT = (4.0, 0.5, -2.426), (4.0, 0.5, -2.426)
 
 
-def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float) -> Tensor:
+def classifier_free_guidance(eps_uncond: Tensor, eps_cond: Tensor, guidance_scale: float | Tensor) -> Tensor:
     """Eps = eps_uncond + s (eps_cond - eps_uncond) (Ho and Salimans 2022; s = 1 is no guidance)."""
     return eps_uncond + guidance_scale * (eps_cond - eps_uncond)
 
@@ -24,7 +24,9 @@ def perpendicular(x: Tensor, y: Tensor) -> Tensor:
     return x - along * y
 
 
-def perp_neg(eps_uncond: Tensor, eps_cond: Tensor, eps_negatives: Sequence[Tensor], weights: Tensor, guidance_scale: float) -> Tensor:
+def perp_neg(
+    eps_uncond: Tensor, eps_cond: Tensor, eps_negatives: Sequence[Tensor], weights: Tensor, guidance_scale: float | Tensor
+) -> Tensor:
     """Steer away from negative texts only where that does not undo the prompt (Perp-Neg; Armandpour et al. 2023).
 
     Eps = eps_uncond + s (e + sum_i w_i perp(e_i, e)), where e = eps_cond - eps_uncond and e_i = eps_negative_i - eps_uncond.

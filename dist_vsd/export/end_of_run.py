@@ -8,7 +8,7 @@ from dist_vsd.export.turntable import write_turn
 from dist_vsd.reporting.reporter import Reporter
 from dist_vsd.training.state import TrainingState
 
-# What wandb shows of the particles at the end; `dist-vsd export` makes meshes of all, as fine as one likes.
+# A quick mesh of each of the first particles, with colours at its vertices; `dist-vsd export` makes meshes of all, as fine as one likes.
 MOST_MESHES, MESH_RESOLUTION = 8, 96
 
 
@@ -21,7 +21,7 @@ def write_pictures(state: TrainingState, path: Path) -> None:
             state.placement.release([particle])
 
 
-def show_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
+def write_meshes(state: TrainingState, path: Path, reporter: Reporter) -> None:
     """Write a mesh of each of the first particles into ``path``/export, and report them (collective)."""
     from dist_vsd.export.glb import write_glb  # its libraries take a second, which runs without a watcher need not pay
     from dist_vsd.export.mesh import MeshOptions, make_mesh

@@ -21,16 +21,17 @@ class Denoising(Objective):
     """The denoising loss as an objective of theta (see Objective): it needs no phi."""
 
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
-        self._prior, self._guidance_scale = prior, config.guidance_scale
+        self._prior, self._guidance = prior, config.guidance
 
     @torch.no_grad()
     def cotangents(self, batch: Batch) -> Cotangents:
         """See Objective."""
         noised = batch.noised
         assert noised is not None
+        guidance_scale = self._guidance.at(self._prior.process, noised.t, noised.x_t)
 
         def predict(x_t: Tensor) -> Tensor:
-            return eps_pretrain(self._prior, x_t, noised.t, noised.y_c, self._guidance_scale, noised.cameras)
+            return eps_pretrain(self._prior, x_t, noised.t, noised.y_c, guidance_scale, noised.cameras)
 
         gradient = denoising_gradient(predict, noised.x_0, noised.eps, noised.alpha_t, noised.sigma_t, noised.w_t)
         return of_scores(noised, gradient)

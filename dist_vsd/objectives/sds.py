@@ -20,7 +20,7 @@ class Sds(Objective):
     """DreamFusion's objective (see Objective): it needs no phi."""
 
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
-        self._prior, self._guidance_scale, self._settings = prior, config.guidance_scale, config.sds
+        self._prior, self._guidance, self._settings = prior, config.guidance, config.sds
 
     @torch.no_grad()
     def cotangents(self, batch: Batch) -> Cotangents:
@@ -29,12 +29,14 @@ class Sds(Objective):
         assert noised is not None
         if self._settings.form == "x_0":
             return of_scores(noised, self._toward_x_0(noised))
-        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale, noised.cameras)
+        guidance_scale = self._guidance.at(self._prior.process, noised.t, noised.x_t)
+        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, guidance_scale, noised.cameras)
         return of_scores(noised, sds_gradient(eps_prior, noised.eps, noised.w_t))
 
     def _toward_x_0(self, noised: Noised) -> Tensor:
         prior, asked = self._prior, (noised.x_t, noised.t)
-        guided, cond = guided_and_conditional(prior, *asked, noised.y_c, self._guidance_scale, noised.cameras)
+        guidance_scale = self._guidance.at(prior.process, noised.t, noised.x_t)
+        guided, cond = guided_and_conditional(prior, *asked, noised.y_c, guidance_scale, noised.cameras)
         estimates = [
             x_0_from_eps(prior.process.eps(prediction, *asked), noised.x_t, noised.alpha_t, noised.sigma_t) for prediction in (guided, cond)
         ]

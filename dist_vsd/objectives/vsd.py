@@ -23,14 +23,15 @@ class Vsd(Objective):
     def __init__(self, config: RunConfig, prior: Prior, score: Score | None) -> None:
         assert score is not None
         self._prior, self._score = prior, score
-        self._guidance_scale, self._entropy_weight = config.guidance_scale, config.score.entropy_weight
+        self._guidance, self._entropy_weight = config.guidance, config.score.entropy_weight
 
     @torch.no_grad()
     def cotangents(self, batch: Batch) -> Cotangents:
         """See Objective."""
         noised = batch.noised
         assert noised is not None
-        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, self._guidance_scale, noised.cameras)
+        guidance_scale = self._guidance.at(self._prior.process, noised.t, noised.x_t)
+        eps_prior = eps_pretrain(self._prior, noised.x_t, noised.t, noised.y_c, guidance_scale, noised.cameras)
         eps_phi = noised.eps_phi
         if eps_phi is None:
             given = (noised.x_t, noised.t, noised.y, noised.pose)

@@ -175,7 +175,7 @@ class Prior(Protocol):
 
 
 def eps_pretrain(
-    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float, cameras: Cameras | None = None
+    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float | Tensor, cameras: Cameras | None = None
 ) -> Tensor:
     """Predict the noise with guidance: guided_prediction() as eps.
 
@@ -188,7 +188,7 @@ def eps_pretrain(
 
 
 def guided_prediction(
-    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float, cameras: Cameras | None = None
+    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float | Tensor, cameras: Cameras | None = None
 ) -> Tensor:
     """Ask the prior with guidance, in one batched call of the network.
 
@@ -200,7 +200,7 @@ def guided_prediction(
         x_t: (B, ...) noised samples.
         t: (B,) times of the process.
         y: embeddings of B prompts.
-        guidance_scale: s; at 1 and without negatives the unconditional branch is not evaluated.
+        guidance_scale: s, or (B, 1, ...) of them; at 1 and without negatives the unconditional branch is not evaluated.
         cameras: B, from which the samples are seen; see Prior.predict.
 
     Returns:
@@ -213,15 +213,16 @@ def guided_prediction(
 
 
 def guided_and_conditional(
-    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float, cameras: Cameras | None = None
+    prior: Prior, x_t: Tensor, t: Tensor, y: TextEmbeddings, guidance_scale: float | Tensor, cameras: Cameras | None = None
 ) -> tuple[Tensor, Tensor]:
     """Return guided_prediction(), and beside it what the prior predicts given text and camera, without guidance; arguments as there."""
-    if guidance_scale == 1.0 and not y.negatives:
+    if isinstance(guidance_scale, float | int) and guidance_scale == 1.0 and not y.negatives:
         cond = prior.predict(x_t, t, y.cond, cameras)
         return cond, cond
     if y.uncond is None:
+        named = f"{guidance_scale:g}" if isinstance(guidance_scale, float | int) else "other than 1"
         raise ValueError(
-            f"guidance_scale {guidance_scale:g} needs the embedding of a negative (or empty) prompt, this prior has none: use 1"
+            f"guidance_scale {named} needs the embedding of a negative (or empty) prompt, this prior has none: use 1"
         )
     texts = [y.uncond, y.cond, *y.negatives]
     count = len(texts)

@@ -28,8 +28,8 @@ ONLY_STAGE = "main"
 # What a stage may change; the rest is the run's: its prompt, particles, layout, prior, where it is written and when.
 CHANGEABLE = (
     "representation", "objective", "num_updates", "start_from", "supervise", "trains", "render_size", "micro_batch_size",
-    "guidance_scale", "negative_prompt", "final_lr_fraction", "lr_decay_begins", "score", "timesteps", "camera", "prompting",
-    "regularization",
+    "guidance_scale", "fine_guidance_scale", "negative_prompt", "final_lr_fraction", "lr_decay_begins", "score", "timesteps", "camera",
+    "prompting", "regularization",
 )  # fmt: skip
 
 
