@@ -28,8 +28,9 @@ QUICK = {
     "background", "cameras", "captions", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
     "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "glb", "guidance", "help", "image_particle", "iso_level",
     "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_sampling",
-    "kernels_waits", "layout", "metrics", "plan", "process", "radiance_field", "random", "rasterize", "run_directory", "scenes", "serialization",
-    "sweep_plan", "sweep_prompts", "sweep_status", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps", "window",
+    "kernels_waits", "layout", "metrics", "plan", "process", "radiance_field", "random", "rasterize", "run_directory", "scenes",
+    "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "textured_mesh", "timesteps", "update_gradient",
+    "volume_rendering", "wandb_sweeps", "window",
 }  # fmt: skip
 
 
