@@ -35,7 +35,7 @@ SAMPLES = ["--num-samples", "2", "--num-steps", "2"]
 SMALLER = {
     ("train",): EMBEDDED,
     ("render",): ["--size", "24"],
-    ("export",): ["--resolution", "16", "--threshold", "1"],
+    ("export",): ["--resolution", "16", "--threshold", "1", "--texture-size", "512"],
     ("evaluate",): ["--num-azimuths", "2", "--num-samples", "2", "--sphere-subdivisions", "0"],
     ("lab",): ["--num-particles", "6", "--num-updates", "2", "--no-pictures"],
     ("bench", "scaling"): ["--ranks", "1", "--repeats", "1", "--num-updates", "2", "--num-warmup", "1", "--strong-particles", "0"],
