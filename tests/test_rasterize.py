@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 import trimesh
 
 from dist_vsd.cameras import turntable
@@ -63,14 +64,16 @@ def test_triangles_without_an_area_or_beyond_the_grid_cover_nothing():
     assert list(fragments(np.array([flat, away], float), HEIGHT, WIDTH)) == []
 
 
-def test_a_picture_of_a_ball_is_a_disc_and_the_nearer_of_two_is_seen():
+@pytest.mark.parametrize("is_far_first", [True, False])
+def test_a_picture_of_a_ball_is_a_disc_and_the_nearer_of_two_is_seen(is_far_first):
     far, near = trimesh.creation.icosphere(4, 0.5), trimesh.creation.icosphere(4, 0.2)
     near.apply_translation([1.0, 0.0, 0.0])
-    both = trimesh.util.concatenate([far, near])
+    both = trimesh.util.concatenate([far, near] if is_far_first else [near, far])
     num_far = len(far.faces)
+    is_near = (np.arange(len(both.faces)) >= num_far) == is_far_first  # both balls have as many faces
     size, camera = 100, turntable(1, 0.0, 3.0, 40.0)
     colors = np.array([[1.0, 0, 0], [0, 0, 1.0]])
-    picture, covered = render_mesh(both.vertices, both.faces, lambda face, _: colors[(face >= num_far).astype(int)], camera, size)
+    picture, covered = render_mesh(both.vertices, both.faces, lambda face, _: colors[is_near[face].astype(int)], camera, size)
     focal = size / 2 / math.tan(math.radians(20))
     # A ball of radius r at distance d is seen under the angle asin(r / d).
     areas = [math.pi * (focal * math.tan(math.asin(r / d))) ** 2 for r, d in ((0.5, 3.0), (0.2, 2.0))]

@@ -58,8 +58,9 @@ def what_was_lost(mesh: Mesh, theta: Particle, camera: Any, render_size: int, sc
         prompt: of the run.
 
     Returns:
-        JSON's types: num_views, size, psnr_db (of the mean squared error of all views), silhouette_iou and, where there is a CLIP,
-        clip_particle and clip_mesh: mean cosines of the views and the prompt.
+        JSON's types: num_views, size, psnr_db (of the mean squared error of all views), psnr_opaque_db (likewise if the mesh had the
+        particle's own colour in each pixel, made opaque: what is missing there is the softness of the particle's edges, which no mesh
+        has), silhouette_iou and, where there is a CLIP, clip_particle and clip_mesh: mean cosines of the views and the prompt.
     """
     cameras, size = training_turn(camera, NUM_VIEWS), min(max(render_size, LEAST_PIXELS), MOST_PIXELS)
     expected, opacity = pictures_on_white(theta, cameras, size * FINER)
@@ -70,6 +71,7 @@ def what_was_lost(mesh: Mesh, theta: Particle, camera: Any, render_size: int, sc
         "num_views": NUM_VIEWS,
         "size": size,
         "psnr_db": round(psnr_db(found, expected), 2),
+        "psnr_opaque_db": round(psnr_db(covered * (1 + (expected - 1) / opacity.clamp_min(1e-3)).clamp(0, 1) + 1 - covered, expected), 2),
         "silhouette_iou": round(float(both / either.clamp_min(1)), 4),
     }
     if scorer is not None:
@@ -115,7 +117,8 @@ def in_words(report: dict[str, Any]) -> list[str]:
             f"{texture['coverage']:.0%} of it covered by {texture['num_charts']} charts"
         )
     lost = report["lost"]
-    words = f"beside the particle: PSNR {lost['psnr_db']:.1f} dB, silhouettes {lost['silhouette_iou']:.1%} the same"
+    words = f"beside the particle: PSNR {lost['psnr_db']:.1f} dB ({lost['psnr_opaque_db']:.1f} with its own colours, made opaque)"
+    words += f", silhouettes {lost['silhouette_iou']:.1%} the same"
     if "clip_mesh" in lost:
         words += f", CLIP score {lost['clip_mesh']:.3f} for its {lost['clip_particle']:.3f}"
     return [*lines, f"{words} ({lost['num_views']} views of {lost['size']} pixels)"]
