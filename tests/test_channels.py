@@ -43,6 +43,17 @@ def distances_to_a_ball(cameras, size, radius):
     return (-b - root.sqrt()).view(len(cameras), 1, size, size)
 
 
+def test_normals_are_red_to_the_right_green_upwards_and_blue_towards_the_camera():
+    camera = a_camera()
+    towards = camera.c2w[0, :3, 3] / camera.c2w[0, :3, 3].norm()  # it looks at the origin
+    right = torch.nn.functional.normalize(torch.linalg.cross(torch.tensor([0.0, 0, 1]), towards), dim=0)
+    normals = torch.stack([right, torch.linalg.cross(towards, right), towards])
+    expected = torch.tensor([[1.0, 0.5, 0.5], [0.5, 1.0, 0.5], [0.5, 0.5, 1.0]])
+    torch.testing.assert_close(color_normals(normals, camera.c2w), expected, rtol=0, atol=1e-6)
+    over_white = color_normals(0.25 * normals, camera.c2w, torch.full((3, 1), 0.25))
+    torch.testing.assert_close(over_white, 0.25 * expected + 0.75, rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize("density", [0.3, 2.0, 20.0])
 def test_the_distance_in_fog_is_the_mean_of_an_exponential_that_is_cut_off(density):
     """Of what is hit within a length L: 1 / sigma - L exp(-sigma L) / (1 - exp(-sigma L)) behind the fog's edge."""

@@ -217,6 +217,7 @@ TRAINED_CASES = {
     "export trained --particles 1": ("trained has no particle 1",),
     "export trained": ("trained holds image particles", "PLY needs radiance_field", "use dist-vsd render"),
     "export trained --format gif": ("GIF needs radiance_field", "--format png"),
+    "render trained --channel normal": ("--channel must be color for representation image, got 'normal'",),
     "render trained --out one.txt": ("one.txt", "--out"),
 }
 

@@ -1,6 +1,7 @@
 """`dist-vsd view`: cameras and cuts in closed form, checkpoints that come, go and are damaged, and the page in a real browser."""
 
 import dataclasses
+import html
 import io
 import re
 import shutil
@@ -28,6 +29,7 @@ from dist_vsd.runs.saved_run import open_run
 from dist_vsd.training.state import build_state
 from dist_vsd.viewing.browser_camera import ELEVATION_DEG, even_size, square_around, to_camera
 from dist_vsd.viewing.panels import grid_of, lay_out, panel_size, render_panel
+from dist_vsd.viewing.session import plain
 from dist_vsd.viewing.shelf import Shelf
 from tests.browser import install_chromium, start_chromium
 from tests.runs import environment, unavailable
@@ -162,6 +164,12 @@ def test_a_flat_particle_stands_whole_in_the_middle_on_white(tmp_path):
     assert picture.shape == (3, 8, 20)
     assert torch.equal(picture[:, :, [*range(6), *range(14, 20)]], torch.ones(3, 8, 12))
     torch.testing.assert_close(picture[:, :, 6:14], shown.theta.picture(8)[0].detach().clamp(0, 1), rtol=0, atol=1e-6)
+
+
+def test_a_prompt_is_text_and_no_markdown():
+    text = 'a *red* <b>car</b> {1+1} [x](http://y) `z` # & "q" \\ 緑 <script>window.owned=1</script>'
+    assert html.unescape(plain(text)) == text
+    assert re.fullmatch(r"([\w ]|&#\d+;)*", plain(text))
 
 
 # --- The command.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from typing import TYPE_CHECKING
 
@@ -58,12 +59,13 @@ class Session:
 
     def __init__(self, client: viser.ClientHandle, shelf: Shelf, height: int, particle: int, on_change: Callable[[], None]) -> None:
         self._client, self._shelf, self._on_change = client, shelf, on_change
-        self.version, self.changed_at = 0, 0.0
+        self._versions = itertools.count()  # next() of it is one step, whichever threads call change()
+        self.version, self.changed_at = next(self._versions), 0.0
         self.painted: tuple[int, bool] = (-1, False)  # version, and whether it was the fine picture
         self._picture: np.ndarray | None = None
         self._name = "picture"
         gui, particles, updates = client.gui, [str(i) for i in range(shelf.config.num_particles)], self._updates()
-        client.gui.add_markdown(f"**{_plain(shelf.config.prompt)}**")
+        client.gui.add_markdown(f"**{plain(shelf.config.prompt)}**")
         self._layout = gui.add_dropdown("show", (ONE, TWO, ALL) if len(particles) > 1 else (ONE, TWO))
         self._particle = gui.add_dropdown("particle", particles, initial_value=particles[particle])
         self._update = gui.add_dropdown("checkpoint", updates)
@@ -85,7 +87,8 @@ class Session:
 
     def change(self) -> None:
         """Have the picture made anew."""
-        self.version, self.changed_at = self.version + 1, time.monotonic()
+        self.changed_at = time.monotonic()
+        self.version = next(self._versions)
         self._on_change()
 
     def refresh(self) -> None:
@@ -136,7 +139,7 @@ class Session:
 
     def tell(self, message: str) -> None:
         """Show one message, or none if it is empty."""
-        content = f"⚠ {_plain(message)}" if message else ""
+        content = f"⚠ {plain(message)}" if message else ""
         if self._message.content != content:
             self._message.content = content
 
@@ -175,6 +178,6 @@ def _update_of(choice: str) -> int | None:
     return None if choice == NEWEST else int(choice.split()[1])
 
 
-def _plain(text: str) -> str:
-    """Return text of which Markdown makes nothing but text."""
-    return "".join(f"&#{ord(sign)};" if sign in "\\`*_{}[]<>()#+-.!|~&\n" else sign for sign in text)
+def plain(text: str) -> str:
+    """Return Markdown that shows a text as it is, whatever stands in it."""
+    return "".join(sign if sign.isalnum() or sign == " " else f"&#{ord(sign)};" for sign in text)
