@@ -1,4 +1,5 @@
 # make demo   set up, then two particles of "a green duck" on two ranks: about five minutes on two CPU cores
+# make demo-mesh  the same in three stages, to textured meshes (GLB): about ten minutes
 # make test   set up with what tests need too, then lint and all tests: some ten minutes on two CPU cores; beside them, on every other Python
 #             from 3.10 to 3.14 that is installed the tests of a minute, each in an environment of its own (minutes and gigabytes, once)
 # make quick  the tests of a minute (tests/conftest.py); of another Python: make quick PYTHON=python3.13
@@ -16,8 +17,9 @@ RANKS := $(shell [ $(CORES) -ge 2 ] && echo 2 || echo 1)
 # Twice as many as ranks: some tests mostly wait, for Slurm or for ranks that are lost.
 WORKERS := $(shell [ $(CORES) -ge 2 ] && echo 4 || echo 1)
 DEMO := runs/demo
+DEMO_MESH := runs/demo-mesh
 
-.PHONY: demo test others quick gallery compare compare-quick bench-gpu lint clean
+.PHONY: demo demo-mesh test others quick gallery compare compare-quick bench-gpu lint clean
 
 # torch first and pinned: left to the other packages, pip may choose a build with gigabytes of CUDA.
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt Makefile
@@ -38,6 +40,11 @@ $(VENV)/.installed_for_tests: $(VENV)/.installed_for_quick
 demo: $(VENV)/.installed
 	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch_configs/cpu.yaml --num_processes $(RANKS) \
 		-m dist_vsd train "a green duck" --preset embedded-multiview --num-particles 2 --run-dir $(DEMO) $(if $(wildcard $(DEMO)/config.yaml),--resume)
+
+demo-mesh: $(VENV)/.installed
+	OMP_NUM_THREADS=1 $(BIN)/accelerate launch --config_file launch_configs/cpu.yaml --num_processes $(RANKS) \
+		-m dist_vsd train "a green duck" --preset object --num-particles 2 --run-dir $(DEMO_MESH) $(if $(wildcard $(DEMO_MESH)/config.yaml),--resume)
+	$(BIN)/dist-vsd export $(DEMO_MESH) --format glb
 
 test: $(VENV)/.installed_for_tests lint others
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadfile --no-loadscope-reorder
