@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from dist_vsd.cameras import Cameras, look_at_origin
-from dist_vsd.config import CameraConfig
+from dist_vsd.config import CameraConfig, RunConfig
 from dist_vsd.diffusion.guidance import classifier_free_guidance, perp_neg, perpendicular
+from dist_vsd.diffusion.guidance_scale import GuidanceScale
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.prior import Text, TextEmbeddings, eps_pretrain
 from dist_vsd.training.prompt import Prompt, views_of
@@ -54,6 +55,22 @@ def test_eps_pretrain_asks_for_all_texts_in_one_batch_and_keeps_them_apart():
     x_t, t = torch.zeros(2, 5), torch.tensor([1, 2])
     assert eps_pretrain(Echo(), x_t, t, dataclasses.replace(y, negatives=(), negative_weights=None), 1.0)[:, 0].tolist() == [3.0, 4.0]
     assert eps_pretrain(Echo(), x_t, t, y, 2.0)[:, 0].tolist() == [5.0, 7.0]
+
+
+def test_guidance_is_another_where_t_is_small():
+    """Of three steps, t = 1 and t = 2 are 1/3 and 2/3 of the range: eps = uncond + s (cond - uncond) with s = 2 up to a half, else 7."""
+    y, x_t, t = TextEmbeddings(rows(3.0, 4.0), rows(1.0, 1.0)), torch.zeros(2, 5), torch.tensor([1, 2])
+    scale = GuidanceScale(coarse=7.0, fine=2.0, boundary=0.5).at(Echo.process, t, x_t)
+    assert scale.flatten().tolist() == [2.0, 7.0]
+    assert eps_pretrain(Echo(), x_t, t, y, scale)[:, 0].tolist() == [5.0, 22.0]
+    assert GuidanceScale(7.0, 7.0, 0.5).at(Echo.process, t, x_t) == 7.0
+
+
+def test_a_run_has_one_guidance_unless_it_names_another_for_small_t():
+    assert RunConfig(guidance_scale=7.5).guidance == GuidanceScale(7.5, 7.5, 0.5)
+    assert RunConfig(guidance_scale=7.5, fine_guidance_scale=3.0).guidance == GuidanceScale(7.5, 3.0, 0.5)
+    with pytest.raises(ValueError, match="fine_guidance_scale must be 0 or more, got -1.0: raise --fine-guidance-scale"):
+        RunConfig(fine_guidance_scale=-1.0)
 
 
 def test_guidance_without_an_unconditional_text_is_refused_in_one_line():
