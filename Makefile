@@ -1,11 +1,11 @@
 # make demo   set up, then two particles of "a green duck" on two ranks: about five minutes on two CPU cores
-# make demo-mesh  the same in three stages, to textured meshes (GLB): about ten minutes
+# make demo-mesh  the same in three stages, to textured meshes (GLB): some ten minutes
 # make test   set up with what tests need too, then lint and all tests: some ten minutes on two CPU cores; beside them, on every other Python
 #             from 3.10 to 3.14 that is installed the tests of a minute, each in an environment of its own (minutes and gigabytes, once)
 # make quick  the tests of a minute (tests/conftest.py); of another Python: make quick PYTHON=python3.13
 # make compare  every objective on the same prompts, seeds and budget (resumable, some three hours); make compare-quick: 3 prompts
 # make bench-gpu  on a machine with an NVIDIA GPU: what is right, promised and fast there, in under ten minutes (benchmarks/gpu.py)
-# make gallery  the README's table and pictures (resumable; under two hours on two CPU cores)
+# make gallery  twelve prompts in three stages: a table and pictures (resumable; 40 minutes on two CPU cores)
 
 PYTHON ?= python3
 TORCH ?= 2.13.0
