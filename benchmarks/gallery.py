@@ -122,7 +122,7 @@ def main() -> None:
             figures = measure(run.result(), subject, instruments)
             rows.setdefault(prompt_of(*subject), {})[str(seed)] = figures
             told = "  ".join(f"{kind} {figures[kind]['recognized']:.2f} {figures[kind]['overlap/iou']:.2f}" for kind in ("field", "mesh"))
-            print(f"{prompt_of(*subject):<20} seed {seed}  (recognised, overlap) {told}  {figures['minutes']:.1f} min", flush=True)
+            print(f"{prompt_of(*subject):<20} seed {seed}  (recognised, overlap) {told}  {sum(s['minutes'] for s in figures['stages'].values()):.1f} min", flush=True)
     write_pictures(subjects, arguments.seeds[0])
     if not arguments.subjects:
         write_results(rows, arguments.jobs)
@@ -151,7 +151,7 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
         values = [run[kind][name] for run in runs if name in run[kind]]
         return f"{sum(values) / len(values):.2f}" if values else "-"
 
-    minutes = sum(run["minutes"] for run in runs) / len(runs)
+    minutes = sum(stage["minutes"] for run in runs for stage in run["stages"].values()) / len(runs)
     field = [average("field", name) for name in ("recognized", "recognition/view", "num_faces", "overlap/iou")]
     mesh = [average("mesh", name) for name in ("recognized", "overlap/iou", "chamfer/distance", "chamfer/normal_consistency")]
     return [*field, *mesh, f"{minutes:.1f}"]
@@ -184,8 +184,8 @@ def write_results(rows: dict[str, dict[str, Any]], jobs: int) -> None:
         f"a time; seeds {seeds}. Recognised: the share of 24 views at elevation 15 degrees in which the embedded CLIP finds object and",
         "colour among all 96 pairs. View: in which it finds the side from which it is looked at. Faces: fronts that are counted around",
         "objects that have one (1 is right). Overlap: intersection over union with the canonical scene at the best turn about z and scale.",
-        "Chamfer distance (scene units; the cube is 2 wide) and normal consistency: to that scene's surface. Minutes: of the whole",
-        "process, all stages.",
+        "Chamfer distance (scene units; the cube is 2 wide) and normal consistency: to that scene's surface. Minutes: of all",
+        "stages' updates.",
         "",
         "| prompt | field recognised | view | faces | overlap | mesh recognised | overlap | Chamfer | normals | minutes |",
         "|---|---|---|---|---|---|---|---|---|---|",

@@ -9,6 +9,7 @@ import trimesh
 
 from dist_vsd.cameras import turntable
 from dist_vsd.particles import mesh_start
+from dist_vsd.particles.iso_level import _best_level
 from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle_configs import DenseGridConfig, MeshConfig, MeshSettings, RadianceFieldConfig, SirenConfig
@@ -75,6 +76,13 @@ def test_the_level_of_the_surface_is_found_by_itself():
     theta = MeshParticle.from_particle(SETTINGS, Balls(((0.1, 0.0, 0.0), RADIUS)), generator(1))
     assert as_mesh(theta).volume == pytest.approx(4 / 3 * math.pi * RADIUS**3, rel=0.2)
     assert "its surface is where the density is" in theta.notes[0]
+
+
+def test_a_lower_level_is_taken_where_silhouettes_fit_nearly_as_well():
+    greatest = torch.tensor([10.0] * 90 + [3.0] * 2 + [1.0] * 8, dtype=torch.float64)
+    solid = greatest > 5
+    assert _best_level(greatest, solid) == 6.5
+    assert _best_level(greatest, solid, slack=0.03) == 2.0  # 90 of 92 rays
 
 
 def test_fragments_and_cavities_of_a_field_are_left_out():

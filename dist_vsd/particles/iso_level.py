@@ -36,7 +36,7 @@ def density_volume(field: RadianceField, resolution: int) -> Tensor:
 
 
 @torch.no_grad()
-def suitable_threshold(field: RadianceField, volume: Tensor) -> float:
+def suitable_threshold(field: RadianceField, volume: Tensor, slack: float = 0.0) -> float:
     """Find the level whose surface has the silhouettes of the field's own renders.
 
     A ray meets the surface of level L if and only if the greatest density on it, M, is above L. So with M and the opacity of the rays of
@@ -47,6 +47,7 @@ def suitable_threshold(field: RadianceField, volume: Tensor) -> float:
     Args:
         field: the particle.
         volume: its ``density_volume``, on its device.
+        slack: share of the best that may be given up for a lower level, which leaves no dents where silhouettes don't tell.
 
     Returns:
         A density, 1 / scene units, that some of the volume is above.
@@ -60,7 +61,7 @@ def suitable_threshold(field: RadianceField, volume: Tensor) -> float:
         camera = views[view : view + 1]
         solid.append(field.render(camera, VIEW_PIXELS).opacity.flatten() > SOLID_OPACITY)
         greatest.append(_greatest_density(field, volume, camera))
-    return _best_level(torch.cat(greatest).double().cpu(), torch.cat(solid).cpu())
+    return _best_level(torch.cat(greatest).double().cpu(), torch.cat(solid).cpu(), slack)
 
 
 def _views(field: RadianceField) -> Cameras:
@@ -90,12 +91,13 @@ def _greatest_density(field: RadianceField, volume: Tensor, camera: Cameras) -> 
     return greatest
 
 
-def _best_level(greatest: Tensor, solid: Tensor) -> float:
-    """Return the level at which {greatest > level} has the most in common with ``solid``.
+def _best_level(greatest: Tensor, solid: Tensor, slack: float = 0.0) -> float:
+    """Return the level at which {greatest > level} has the most in common with ``solid``, or the lowest that is nearly as good.
 
     Args:
         greatest: (N,) greatest densities of rays.
         solid: (N,) booleans.
+        slack: share of the best intersection over union that may be given up.
     """
     order = greatest.argsort(descending=True)
     values, right = greatest[order], solid[order].double().cumsum(0)
@@ -105,9 +107,9 @@ def _best_level(greatest: Tensor, solid: Tensor) -> float:
     possible = values > below  # rays of equal density are met together or not at all
     if not possible.any() or overlap[possible].amax() == 0:
         raise ValueError("nothing is solid: no ray that meets density is more than half opaque; let it train longer, or give --threshold")
-    best = (possible & (overlap == overlap[possible].amax())).nonzero().squeeze(-1)
-    widest = best[(values - below)[best].argmax()]
-    return float((values[widest] + below[widest]) / 2)
+    good = (possible & (overlap >= (1 - slack) * overlap[possible].amax())).nonzero().squeeze(-1)
+    chosen = good[-1] if slack else good[(values - below)[good].argmax()]
+    return float((values[chosen] + below[chosen]) / 2)
 
 
 def march(volume: np.ndarray, threshold: float) -> tuple[np.ndarray, np.ndarray]:

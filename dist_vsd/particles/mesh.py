@@ -34,6 +34,9 @@ from dist_vsd.rasterization.rasterize import rasterize
 
 GEOMETRY = ("vertices", "distance", "deformation", "given_vertices", "given_faces", "given_uv")
 DENSITY_INSIDE = 100.0
+# Of the silhouettes' best fit: a soft field has dents at a level that fits them best, which they don't show. By it the overlap of the cube of
+# the gallery is 0.92, without it 0.75; of ball, cone and donut it changes by less than 0.04.
+SLACK = 0.03
 MOST_DEFORMATION = 0.45  # of a cell: less than a half, or neighbours could change places
 
 
@@ -265,7 +268,7 @@ class MeshParticle(ColoredParticle):
         threshold, fault = config.threshold, ""
         if not threshold:
             try:
-                threshold = suitable_threshold(field, density_volume(field, config.resolution))
+                threshold = suitable_threshold(field, density_volume(field, config.resolution), SLACK)
             except ValueError as error:
                 fault = str(error).partition(":")[0]
         solid = mesh_start.solid_of(density, threshold, config.least_fragment)
