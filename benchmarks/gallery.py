@@ -122,7 +122,8 @@ def main() -> None:
             figures = measure(run.result(), subject, instruments)
             rows.setdefault(prompt_of(*subject), {})[str(seed)] = figures
             told = "  ".join(f"{kind} {figures[kind]['recognized']:.2f} {figures[kind]['overlap/iou']:.2f}" for kind in ("field", "mesh"))
-            print(f"{prompt_of(*subject):<20} seed {seed}  (recognised, overlap) {told}  {sum(s['minutes'] for s in figures['stages'].values()):.1f} min", flush=True)
+            minutes = sum(stage["minutes"] for stage in figures["stages"].values())
+            print(f"{prompt_of(*subject):<20} seed {seed}  (recognised, overlap) {told}  {minutes:.1f} min", flush=True)
     write_pictures(subjects, arguments.seeds[0])
     if not arguments.subjects:
         write_results(rows, arguments.jobs)

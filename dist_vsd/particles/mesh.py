@@ -34,8 +34,8 @@ from dist_vsd.rasterization.rasterize import rasterize
 
 GEOMETRY = ("vertices", "distance", "deformation", "given_vertices", "given_faces", "given_uv")
 DENSITY_INSIDE = 100.0
-# Of the silhouettes' best fit: a soft field has dents at a level that fits them best, which they don't show. By it the overlap of the cube of
-# the gallery is 0.92, without it 0.75; of ball, cone and donut it changes by less than 0.04.
+# Of the silhouettes' best fit: at the level that fits them best a soft field may have dents, which they don't show. With it the overlap of
+# the gallery's cube is 0.92, without it 0.75; of its ball, cone and donut it changes by less than 0.04.
 SLACK = 0.03
 MOST_DEFORMATION = 0.45  # of a cell: less than a half, or neighbours could change places
 
