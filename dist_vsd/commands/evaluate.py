@@ -13,6 +13,7 @@ import tyro
 from dist_vsd.commands.arguments import nearest_command, parse
 from dist_vsd.commands.help import Pages
 from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS, ONLY_WHEN_ASKED
+from dist_vsd.runs.run_directory import split_stage
 from dist_vsd.writable import require_writable_file
 
 if TYPE_CHECKING:
@@ -38,7 +39,8 @@ DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid check
 - samples: colours and views against those of the prior's own samples (embedded prior; takes a while)
 - fid: Frechet distance of views and the prior's own samples (takes a while)
 
-Without --metrics: all that the run and the given weights allow, but for samples and fid. Writes RUN_DIR/evaluation.json."""
+Without --metrics: all that the run and the given weights allow, but for samples and fid. Writes RUN_DIR/evaluation.json, of RUN_DIR@STAGE
+evaluation_STAGE.json."""
 
 PAGES = Pages(
     examples="""Measure runs: CLIP score, R-precision, quality and variety, diversity, faces, recognition, overlap.
@@ -60,7 +62,7 @@ class EvaluateArguments:
     """What `evaluate` takes."""
 
     run_dirs: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories."""
+    """Run directories, or RUN_DIR@STAGE: as that stage has left its particles."""
     prompts: str = ""
     """A text file, a prompt a line: the set that R-precision is told from."""
     metrics: tuple[str, ...] = ()
@@ -114,7 +116,8 @@ def run(arguments: list[str]) -> int:
     parsed = parse(EvaluateArguments, arguments, "evaluate", DESCRIPTION, pages=PAGES)
     folders = [Path(name) for name in dict.fromkeys(parsed.run_dirs)]
     for folder in folders:
-        require_writable_file(folder / EVALUATION_FILE, f"{str(folder / EVALUATION_FILE)!r}", "give it back to its owner, or copy the run")
+        file = split_stage(folder)[0] / EVALUATION_FILE
+        require_writable_file(file, f"{str(file)!r}", "give it back to its owner, or copy the run")
     if parsed.out:
         require_writable_file(Path(parsed.out), f"--out {parsed.out!r}")
     prompts = read_prompts(Path(parsed.prompts)) if parsed.prompts else ()
@@ -146,7 +149,7 @@ def evaluate(parsed: EvaluateArguments, folders: list[Path], prompts: tuple[str,
     records = []
     for number, (folder, chosen) in enumerate(zip(folders, instruments, strict=True), 1):
         saved = open_run(folder, device=device)
-        records.append(record_of(saved, evaluate_run(saved, chosen), settings))
+        records.append(record_of(folder, saved, evaluate_run(saved, chosen), settings))
         print(f"{number}/{len(folders)}  {write_record(records[-1], folder)}", flush=True)
     if parsed.out:
         Path(parsed.out).parent.mkdir(parents=True, exist_ok=True)

@@ -10,21 +10,29 @@ from typing import Any
 
 from dist_vsd.evaluation.evaluation import Evaluation
 from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS
+from dist_vsd.runs.run_directory import split_stage
 from dist_vsd.runs.saved_run import SavedRun
 
 COLUMNS = ("run_dir", "prompt", "objective", "representation", "seed", "update", "num_particles")
 
 
-def record_of(saved: SavedRun, found: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
+def evaluation_file(path: Path) -> Path:
+    """Return where figures of a run directory, or of RUN_DIR@STAGE, are written: evaluation.json, or evaluation_STAGE.json."""
+    directory, stage = split_stage(path)
+    return directory / (f"evaluation_{stage}.json" if stage else EVALUATION_FILE)
+
+
+def record_of(path: Path, saved: SavedRun, found: Evaluation, settings: dict[str, Any]) -> dict[str, Any]:
     """Return everything about one run as plain values.
 
     Args:
+        path: by which the run was named.
         saved: the run.
         found: what its evaluation found.
         settings: how it was evaluated.
     """
     config = saved.config
-    facts = (str(saved.path), config.prompt, config.objective, config.representation, config.seed, saved.update, len(saved.particles))
+    facts = (str(path), config.prompt, config.objective, config.representation, config.seed, saved.update, len(saved.particles))
     return {
         **dict(zip(COLUMNS, facts, strict=True)),
         "figures": found.figures,
@@ -41,10 +49,10 @@ def write_text(text: str, file: Path) -> None:
     temporary.replace(file)
 
 
-def write_record(record: dict[str, Any], run_dir: Path) -> Path:
-    """Write a run's evaluation.json; return it."""
-    write_text(json.dumps(record, indent=1) + "\n", run_dir / EVALUATION_FILE)
-    return run_dir / EVALUATION_FILE
+def write_record(record: dict[str, Any], path: Path) -> Path:
+    """Write the figures of a run, or of a stage of it, into its directory; return the file."""
+    write_text(json.dumps(record, indent=1) + "\n", evaluation_file(path))
+    return evaluation_file(path)
 
 
 def names_of(records: list[dict[str, Any]]) -> list[str]:
