@@ -102,7 +102,7 @@ def test_every_metric_stands_aside_where_it_has_no_meaning(in_runs):
     assert list(evaluate_run(saved, Instruments(scorer=scorer)).figures) == ["clip/score", "particles/finest_octave"]
     pictures = capture(saved, turns(saved.config.camera, 4, (0.0,)))
     assert [picture.shape for picture in pictures] == [(1, 3, 64, 64)]
-    assert {metric for metric in METRICS if not Instruments().missing(metric)} == {"overlap", "texture"}
+    assert {metric for metric in METRICS if not Instruments().missing(metric)} == {"overlap", "chamfer", "texture"}
 
 
 BAD = {
@@ -114,6 +114,7 @@ BAD = {
     "evaluate flat --metrics dino": ("metric dino of flat needs weights", "--dino FOLDER"),
     "evaluate no-clip --metrics clip": ("metric clip of no-clip needs a CLIP", "--clip FOLDER"),
     "evaluate flat no-clip --metrics clip": ("metric clip of no-clip needs a CLIP",),
+    "evaluate solid --metrics chamfer": ("metric chamfer needs meshes", "solid", "leave it out"),
     "evaluate flat --metrics overlap": ("metric overlap needs 3D particles", "flat", "leave it out"),
     "evaluate no-clip --metrics diversity --clip CLIP": ("metric diversity needs two particles",),
     "evaluate no-clip --metrics recognition --clip CLIP": ("needs the embedded prior and a prompt out of its captions",),
