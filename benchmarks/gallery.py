@@ -16,7 +16,6 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -52,27 +51,34 @@ def prompt_of(name: str, color: str) -> str:
 
 
 def run_prompt(prompt: str, seed: int) -> Path:
-    """Run one prompt unless it is done; return its run directory. The minutes of its process are kept beside it."""
+    """Train and export one prompt, as far as that is not done; return its run directory."""
     directory = RUNS / f"{default_run_dir(prompt).name}-{seed}"
-    if (directory / "gallery_minutes.json").exists():
-        return directory
-    command = [sys.executable, "-m", "dist_vsd", "train", prompt, "--preset", PRESET, "--num-particles", "1", "--seed", str(seed)]
-    command += ["--run-dir", str(directory), "--no-turntables", "--wandb.mode", "disabled"]
-    if (directory / "config.yaml").exists():
-        command.append("--resume")
-    begin = time.monotonic()
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with open(directory.parent / f"{directory.name}.log", "a") as log:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        subprocess.run(command, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
-    minutes = (time.monotonic() - begin) / 60
-    (directory / "gallery_minutes.json").write_text(json.dumps({"minutes": minutes, "resumed": "--resume" in command}))
+    if not (directory / "gallery_done").exists():
+        words = ["train", prompt, "--preset", PRESET, "--num-particles", "1", "--seed", str(seed), "--no-turntables"]
+        words += ["--wandb.mode", "disabled", "--run-dir", str(directory)]
+        command(directory, [*words, *(["--resume"] if (directory / "config.yaml").exists() else [])])
+        (directory / "gallery_done").touch()
+    if not report_of(directory).exists():
+        command(directory, ["export", str(directory), "--format", "glb"])
     return directory
+
+
+def command(directory: Path, words: list[str]) -> None:
+    """Run `dist-vsd` on one core; what it prints is kept beside the run's directory."""
+    words, environment = [sys.executable, "-m", "dist_vsd", *words], os.environ | {"OMP_NUM_THREADS": "1"}
+    with open(directory.parent / f"{directory.name}.log", "a") as log:
+        subprocess.run(words, check=True, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=ROOT)
+
+
+def report_of(directory: Path) -> Path:
+    """Return where an export says what was lost from particle to GLB."""
+    return directory / "export" / "mesh_0000.json"
 
 
 def measure(directory: Path, subject: tuple[str, str], instruments: Instruments) -> dict[str, Any]:
     """Return the figures of a finished run: of its field and of its mesh."""
-    found: dict[str, Any] = json.loads((directory / "gallery_minutes.json").read_text())
+    found: dict[str, Any] = {"export": json.loads(report_of(directory).read_text())}
     for kind, stage in STAGES.items():
         saved = open_run(directory.with_name(f"{directory.name}@{stage}"))
         evaluation = evaluate_run(saved, instruments)
@@ -155,7 +161,8 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
     minutes = sum(stage["minutes"] for run in runs for stage in run["stages"].values()) / len(runs)
     field = [average("field", name) for name in ("recognized", "recognition/view", "num_faces", "overlap/iou")]
     mesh = [average("mesh", name) for name in ("recognized", "overlap/iou", "chamfer/distance", "chamfer/normal_consistency")]
-    return [*field, *mesh, f"{minutes:.1f}"]
+    psnr = sum(run["export"]["psnr_db"] for run in runs) / len(runs)
+    return [*field, *mesh, f"{psnr:.1f}", f"{minutes:.1f}"]
 
 
 def stage_table(rows: dict[str, dict[str, Any]]) -> list[str]:
@@ -185,11 +192,11 @@ def write_results(rows: dict[str, dict[str, Any]], jobs: int) -> None:
         f"a time; seeds {seeds}. Recognised: the share of 24 views at elevation 15 degrees in which the embedded CLIP finds object and",
         "colour among all 96 pairs. View: in which it finds the side from which it is looked at. Faces: fronts that are counted around",
         "objects that have one (1 is right). Overlap: intersection over union with the canonical scene at the best turn about z and scale.",
-        "Chamfer distance (scene units; the cube is 2 wide) and normal consistency: to that scene's surface. Minutes: of all",
-        "stages' updates.",
+        "Chamfer distance (scene units; the cube is 2 wide) and normal consistency: to that scene's surface. GLB PSNR: of the",
+        "exported mesh's pictures to the particle's own renders, dB. Minutes: of all stages' updates.",
         "",
-        "| prompt | field recognised | view | faces | overlap | mesh recognised | overlap | Chamfer | normals | minutes |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| prompt | field recognised | view | faces | overlap | mesh recognised | overlap | Chamfer | normals | GLB PSNR | minutes |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     lines += [f"| {prompt} | {' | '.join(cells(list(row.values())))} |" for prompt, row in rows.items()]
     lines.append(f"| **mean** | {' | '.join(cells([run for row in rows.values() for run in row.values()]))} |")
