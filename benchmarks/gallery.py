@@ -161,7 +161,7 @@ def cells(runs: list[dict[str, Any]]) -> list[str]:
     minutes = sum(stage["minutes"] for run in runs for stage in run["stages"].values()) / len(runs)
     field = [average("field", name) for name in ("recognized", "recognition/view", "num_faces", "overlap/iou")]
     mesh = [average("mesh", name) for name in ("recognized", "overlap/iou", "chamfer/distance", "chamfer/normal_consistency")]
-    psnr = sum(run["export"]["psnr_db"] for run in runs) / len(runs)
+    psnr = sum(run["export"]["lost"]["psnr_db"] for run in runs) / len(runs)
     return [*field, *mesh, f"{psnr:.1f}", f"{minutes:.1f}"]
 
 
