@@ -170,7 +170,7 @@ def test_what_is_shown_measured_and_exported_is_made_on_the_device():
     assert np.allclose(colors, others_colors, atol=1e-4)
 
 
-def test_the_mesh_that_is_shown_elsewhere_is_exported_from_the_device():
+def test_a_mesh_is_exported_from_the_device():
     made, small = [], dataclasses.replace(SETTINGS, mesh=dataclasses.replace(SETTINGS.mesh, resolution=8))
     for device in (CPU, DEVICE):
         with OnPaper():

@@ -154,8 +154,8 @@ def write_shapes(parsed: ExportArguments, saved: SavedRun, folder: Path, memory:
     from dist_vsd.export.mesh_files import WRITERS, write_points
     from dist_vsd.export.mesh_report import in_words
 
-    scorer = clip_of(saved) if parsed.kind == "mesh" else None
     found = {particle: find(parsed, saved, particle, memory) for particle in saved.particles}
+    scorer = clip_of(saved) if parsed.kind == "mesh" else None
     options = MeshOptions(
         texture_size=parsed.texture_size if parsed.has_texture else 0, max_faces=parsed.max_faces, keep_fragments=parsed.keep_fragments
     )
