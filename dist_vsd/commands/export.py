@@ -186,9 +186,10 @@ def find(parsed: ExportArguments, saved: SavedRun, particle: int, memory: Memory
 
     if not saved.config.representation_row.has_surface:
         return find_in_field(parsed, saved, particle, memory)
-    surface = own_surface(saved.particles[particle])
-    if not len(surface.faces):
-        raise ValueError(f"particle {particle} of {saved.path} has no surface: its mesh has shrunk to nothing; export an earlier stage")
+    try:
+        surface = own_surface(saved.particles[particle])
+    except ValueError as error:
+        raise ValueError(f"particle {particle} of {saved.path} has no surface: {error}") from error
     print(f"particle {particle}: {'the mesh that it began from' if surface.is_given else 'its own surface'}", flush=True)
     return (surface.vertices, surface.colors_at(surface.vertices)) if parsed.kind == "points" else surface, {}
 

@@ -83,8 +83,13 @@ def own_surface(theta: MeshParticle) -> Surface:
     """Return the surface that a particle is; a user's own mesh keeps its places on a texture.
 
     Files repeat a vertex where its places on the texture, or its normals, differ: here it is one, or a closed object would be open.
+
+    Raises:
+        ValueError: nothing is left of it.
     """
     vertices, faces = theta.surface()
+    if not len(faces):
+        raise ValueError("its mesh has shrunk to nothing: take an earlier stage, or train with lower learning rates")
     device = vertices.device
     places, triangles = vertices.float().cpu().numpy(), faces.cpu().numpy().astype(np.int32)
     surface = Surface(places, triangles, lambda points: theta.color_at(points.to(device)))
