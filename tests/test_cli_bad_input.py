@@ -215,8 +215,8 @@ TRAINED_CASES = {
     "render trained --particles 7": ("trained has no particle 7", "its ids are 0 to 0"),
     "render trained --particles -1": ("trained has no particle -1",),
     "export trained --particles 1": ("trained has no particle 1",),
-    "export trained": ("trained holds image particles", "PLY needs radiance_field", "use dist-vsd render"),
-    "export trained --format gif": ("GIF needs radiance_field", "--format png"),
+    "export trained": ("trained holds image particles", "PLY needs radiance_field or mesh", "use dist-vsd render"),
+    "export trained --format gif": ("GIF needs radiance_field or mesh", "--format png"),
     "render trained --channel normal": ("--channel must be color for representation image, got 'normal'",),
     "render trained --out one.txt": ("one.txt", "--out"),
 }

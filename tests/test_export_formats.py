@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -16,10 +17,14 @@ from dist_vsd.export.surface import find_surface
 from dist_vsd.particles.iso_level import density_volume
 from dist_vsd.particles.particle_configs import HashGridConfig, RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
+from dist_vsd.runs.saved_run import open_run
 from tests.runs import TINY
 from tests.test_export import RESOLUTION, THRESHOLD, ball
 
 PLENTY = 2**40
+# Four triangles that fill the quarters of a texture but for a border; v upwards, as trimesh has it.
+QUARTERS = np.array([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
+UV = (QUARTERS[:, None] + [[0.05, 0.05], [0.45, 0.05], [0.05, 0.45]]).reshape(-1, 2)
 NEAR = CameraConfig(distance=(1.0, 2.0), fov_deg=(90.0, 90.0))
 
 
@@ -29,6 +34,30 @@ def run_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("fields") / "run"
     assert main(["train", "a green duck", *TINY, "--objective", "sds", "--wandb.mode", "disabled", "--run-dir", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def object_dir(tmp_path_factory):
+    """A run of a field that becomes a mesh, and is painted: a stage an update."""
+    folder = tmp_path_factory.mktemp("object") / "run"
+    words = ["--preset", "object", *TINY[2:], "--num-particles", "1", "--mesh.resolution", "16", "--wandb.mode", "disabled"]
+    stages = ["--stage", *(f"{name}.num_updates=1" for name in ("coarse", "geometry", "texture"))]
+    assert main(["train", "a green duck", *words, *stages, "--run-dir", str(folder)]) == 0
+    return folder
+
+
+@pytest.fixture(scope="module")
+def painted_dir(tmp_path_factory):
+    """A run of a user's own tetrahedron with places on a texture, each face a corner of it, whose colours alone learn."""
+    folder = tmp_path_factory.mktemp("painted")
+    corners = np.array([[1, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]], float)
+    vertices = corners[[[0, 1, 2], [0, 3, 1], [0, 2, 3], [1, 3, 2]]].reshape(-1, 3)
+    visual = trimesh.visual.TextureVisuals(uv=UV)
+    trimesh.Trimesh(vertices, np.arange(12).reshape(4, 3), visual=visual, process=False).export(folder / "own.glb")
+    words = ["--preset", "object", "--stages", "texture", *TINY[2:], "--num-particles", "1", "--wandb.mode", "disabled"]
+    stage = ["--stage", "texture.num_updates=1", "--mesh.resolution", "8", "--init-mesh", str(folder / "own.glb")]
+    assert main(["train", "a green duck", *words, *stage, "--run-dir", str(folder / "run")]) == 0
+    return folder / "run"
 
 
 def test_every_format_is_written_of_the_same_surface_and_what_was_chosen_is_told(run_dir, tmp_path, capsys):
@@ -67,6 +96,66 @@ def test_a_report_says_what_the_mesh_is_and_what_was_lost(run_dir, tmp_path, cap
     assert -1 <= lost["clip_mesh"] <= 1
     assert f"PSNR {lost['psnr_db']:.1f} dB" in printed
     assert f"--threshold {report['threshold']:.3g}" in printed
+
+
+def test_a_mesh_is_written_in_every_format_as_the_surface_that_it_is_and_nearly_nothing_is_lost(object_dir, tmp_path, capsys):
+    assert main(["export", str(object_dir), "--format", "glb,obj,ply,png", "--texture-size", "512", "--out", str(tmp_path)]) == 0
+    assert "particle 0: its own surface\n" in capsys.readouterr().out
+    names = [*(f"mesh_0000.{n}" for n in ("glb", "json", "mtl", "obj", "ply")), "mesh_0000_texture.png", "turntable_0000.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == names
+    vertices, faces = (tensor.detach().numpy() for tensor in open_run(object_dir).particles[0].surface())
+    ply = trimesh.load(tmp_path / "mesh_0000.ply", process=False)
+    assert np.allclose(ply.triangles, vertices[faces], atol=1e-6)
+    report = json.loads((tmp_path / "mesh_0000.json").read_text())
+    assert (report["num_faces"], report["is_watertight"], report["texture"]["size"]) == (len(faces), True, 512)
+    assert report["lost"]["psnr_db"] > 40
+    assert report["lost"]["silhouette_iou"] > 0.995
+
+
+def test_a_mesh_is_made_lighter_or_points(object_dir, tmp_path, capsys):
+    words = ["--texture-size", "0", "--max-faces", "300", "--format", "glb", "--out", str(tmp_path)]
+    assert main(["export", str(object_dir), *words]) == 0
+    report = json.loads((tmp_path / "mesh_0000.json").read_text())
+    assert report["num_faces"] <= 300 < report["num_faces_found"]
+    assert report["lost"]["psnr_db"] > 28
+    assert main(["export", str(object_dir), "--kind", "points", "--out", str(tmp_path)]) == 0
+    assert len(trimesh.load(tmp_path / "points_0000.ply").vertices) == len(open_run(object_dir).particles[0].surface()[0])
+
+
+def test_of_an_earlier_stage_the_field_is_exported(object_dir, tmp_path, capsys):
+    assert main(["export", f"{object_dir}@coarse", "--out", str(tmp_path)]) == 0
+    assert "--resolution 32 (2 cells for each of the 16 vertices a side of its finest grid), --threshold" in capsys.readouterr().out
+    assert json.loads((tmp_path / "mesh_0000.json").read_text())["update"] == 1
+
+
+def test_a_users_own_mesh_keeps_its_faces_and_its_places_on_a_texture(painted_dir, tmp_path, capsys):
+    assert main(["export", str(painted_dir), "--format", "glb", "--texture-size", "512", "--out", str(tmp_path)]) == 0
+    assert "particle 0: the mesh that it began from\n" in capsys.readouterr().out
+    (glb,) = trimesh.load(tmp_path / "mesh_0000.glb", process=False).geometry.values()
+    assert np.allclose(glb.visual.uv, UV, atol=1e-6)
+    report = json.loads((tmp_path / "mesh_0000.json").read_text())
+    assert (report["num_faces"], report["num_vertices"], report["is_watertight"], report["texture"]["num_charts"]) == (4, 4, True, 4)
+    assert report["lost"]["psnr_db"] > 28
+
+
+@pytest.mark.parametrize(
+    ("stage", "words", "fragment"),
+    [
+        ("@colours", [], "has no stage 'colours', it has coarse, geometry, texture: change what stands after the @"),
+        ("@geometry", [], "checkpoint update_00000002 can't be shown (manifest.json is missing or unreadable): choose another update"),
+        ("", ["--resolution", "40"], "holds mesh particles, --resolution is for the surface of a field: leave it out"),
+        ("", ["--threshold", "5"], "holds mesh particles, --threshold is for the surface of a field: leave it out"),
+    ],
+)
+def test_a_stage_that_is_not_there_or_a_flag_that_says_nothing_of_a_mesh_is_refused_in_one_line(
+    object_dir, tmp_path, capfd, stage, words, fragment
+):
+    shutil.copytree(object_dir, tmp_path / "run", ignore=lambda *_: ["update_00000002"])
+    assert main(["export", f"{tmp_path}/run{stage}", *words, "--out", str(tmp_path / "out")]) == 2
+    errors = capfd.readouterr().err
+    assert len(errors.splitlines()) == 1
+    assert fragment in errors
+    assert not (tmp_path / "out").exists()
 
 
 def test_ply_alone_is_the_default_and_a_resolution_that_is_given_holds(run_dir, tmp_path, capsys):

@@ -1,6 +1,7 @@
 """A rehearsal of runs on a device that is not the CPU (paper_device.py): no tensor is in the wrong place, numbers are the CPU's."""
 
 import contextlib
+import dataclasses
 import inspect
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from dist_vsd.evaluation.preview import Panel, preview_cameras, render_particles
 from dist_vsd.export.surface import find_surface
 from dist_vsd.export.turntable import render_views
 from dist_vsd.objectives import vsd
+from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.representations import CHANNELS
 from dist_vsd.priors.clip import EMBEDDED_CLIP_FOLDER
 from dist_vsd.priors.table import PRIORS, load_prior, prior_row
@@ -24,6 +26,7 @@ from dist_vsd.runs import checkpoint
 from dist_vsd.training.loop import train
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
+from tests.coloured_mesh import SETTINGS
 from tests.paper_device import DEVICE, OnPaper, PaperTensor, recording
 from tests.two_views import ROW
 
@@ -165,6 +168,17 @@ def test_what_is_shown_measured_and_exported_is_made_on_the_device():
     torch.testing.assert_close(frames, others_frames, rtol=0, atol=1e-5)
     assert len(surface.vertices) == len(others_surface.vertices) > 0
     assert np.allclose(colors, others_colors, atol=1e-4)
+
+
+def test_a_mesh_is_exported_from_the_device():
+    made, small = [], dataclasses.replace(SETTINGS, mesh=dataclasses.replace(SETTINGS.mesh, resolution=8))
+    for device in (CPU, DEVICE):
+        with OnPaper():
+            theta = MeshParticle(small, torch.Generator().manual_seed(0)).to(device)
+            surface = find_surface(theta, 0)
+            made.append((surface.vertices, surface.faces, surface.colors_at(surface.vertices)))
+    for one, other in zip(*made, strict=True):
+        assert np.allclose(one, other, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("prior", ["embedded", "random:tiny"])

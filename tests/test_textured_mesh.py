@@ -8,24 +8,18 @@ import pytest
 import torch
 import trimesh
 
-from dist_vsd.cameras import cast_rays
 from dist_vsd.config import CameraConfig
+from dist_vsd.export.atlas import fault_of, require_xatlas, texels, unwrap
 from dist_vsd.export.mesh import MeshOptions, make_mesh
 from dist_vsd.export.mesh_files import write_obj
 from dist_vsd.export.mesh_report import describe, psnr_db, what_was_lost
-from dist_vsd.export.rasterize import fragments
 from dist_vsd.export.simplify import as_trimesh, drop_fragments, simplify
 from dist_vsd.export.surface import Surface, find_surface
-from dist_vsd.export.texture import bake, require_xatlas, unwrap
-from dist_vsd.particles.particle import Particle, Render
+from dist_vsd.export.texture import bake
+from tests.coloured_mesh import ColouredMesh, color_of, given
 
 SIZE = 512
 pytest.importorskip("xatlas", reason="no wheel of xatlas for this Python")
-
-
-def color_of(points):
-    """Return smooth colours, which a bilinear texture has nearly exactly."""
-    return 0.5 + 0.4 * torch.sin(3 * points)
 
 
 def surface_of(mesh):
@@ -53,9 +47,8 @@ def test_charts_cover_no_texel_twice_and_keep_every_face(torus, texture):
     atlas = texture.atlas
     assert np.array_equal(atlas.vertex[atlas.faces], torus.faces)
     assert (atlas.uv.min() >= 0, atlas.uv.max() <= 1) == (True, True)
-    faces, texels = (np.concatenate(column) for column in list(zip(*fragments(atlas.uv[atlas.faces] * SIZE, SIZE, SIZE), strict=True))[:2])
-    assert len(np.unique(texels)) > 0.999 * len(texels)  # centres on an edge belong to both of its faces
-    assert len(np.unique(faces)) > 0.95 * len(torus.faces)
+    assert fault_of(torus, atlas) == ""
+    assert len(np.unique(np.concatenate([face for _, face, _ in texels(atlas, SIZE)]))) > 0.95 * len(torus.faces)
 
 
 def test_every_point_of_the_surface_finds_its_colour_in_the_texture(torus, texture):
@@ -133,47 +126,21 @@ def test_an_obj_without_a_texture_has_its_colours_at_the_vertices(torus, tmp_pat
     assert np.allclose(np.asarray(read.visual.vertex_colors)[:, :3] / 255, mesh.vertex_colors, atol=0.003)
 
 
-class OwnSurface(Particle):
-    """A particle that is a mesh by itself, rendered by asking where each ray meets a ball: what export is to need of such a one."""
-
-    RADIUS = 0.5
-
-    def __init__(self):
-        super().__init__()
-        self.places = torch.nn.Parameter(torch.tensor(trimesh.creation.icosphere(5, self.RADIUS).vertices, dtype=torch.float32))
-        self.triangles = torch.tensor(trimesh.creation.icosphere(5, self.RADIUS).faces)
-
-    def surface(self):
-        return self.places, self.triangles
-
-    def color_at(self, points):
-        return color_of(points)
-
-    def render(self, cameras, size, drawn=None):
-        origins, directions = (rays.reshape(-1, 3) for rays in cast_rays(cameras, size, size))
-        along = -(origins * directions).sum(1)
-        inside = self.RADIUS**2 - (origins + along[:, None] * directions).square().sum(1)
-        points = origins + (along - inside.clamp_min(0).sqrt())[:, None] * directions
-        opacity = (inside > 0).float().reshape(len(cameras), 1, size, size)
-        color = color_of(points).reshape(len(cameras), size, size, 3).permute(0, 3, 1, 2) * opacity
-        return Render(color + 1 - opacity, opacity, color, {})
-
-
 @pytest.mark.parametrize("texture_size", [0, 512])
 def test_a_particle_that_is_a_surface_is_exported_as_it_is_and_little_is_lost(texture_size):
-    theta = OwnSurface()
+    theta = ColouredMesh()
     mesh = make_mesh(find_surface(theta, 0), MeshOptions(texture_size=texture_size))
     report = describe(mesh)
-    assert (report["num_faces"], report["is_watertight"], report["num_fragments_dropped"]) == (len(theta.triangles), True, 0)
+    assert (report["num_faces"], report["is_watertight"], report["num_fragments_dropped"]) == (len(theta.surface()[1]), True, 0)
     assert np.allclose(report["bounds"], [[-0.5] * 3, [0.5] * 3], atol=1e-3)
     lost = what_was_lost(mesh, theta, CameraConfig(), 64, None, "a ball")
-    assert lost["psnr_db"] > 35
-    assert lost["silhouette_iou"] > 0.99
+    assert lost["psnr_db"] > 45
+    assert lost["silhouette_iou"] == 1.0
     assert "clip_mesh" not in lost
 
 
 def test_a_wrong_colour_and_a_wrong_shape_are_lost_more():
-    theta, distance = OwnSurface(), sum(CameraConfig().distance) / 2
+    theta, distance = ColouredMesh(), sum(CameraConfig().distance) / 2
     surface = find_surface(theta, 0)
     right, grey, larger = (
         what_was_lost(make_mesh(each, MeshOptions(texture_size=0)), theta, CameraConfig(), 64, None, "")
@@ -188,6 +155,62 @@ def test_a_wrong_colour_and_a_wrong_shape_are_lost_more():
     areas = [math.tan(math.asin(r / distance)) ** 2 for r in (0.5, 0.6)]  # of the discs as which balls are seen
     assert larger["silhouette_iou"] == pytest.approx(areas[0] / areas[1], abs=0.02)
     assert psnr_db(torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), 0.1)) == pytest.approx(20.0, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def box():
+    """A user's box whose six sides lie on a texture, two by three, each with a border, and its 24 vertices, four for each side."""
+    mesh = trimesh.creation.box((0.8, 1.2, 1.6))
+    order = np.argsort(np.abs(mesh.face_normals).argmax(1) * 2 + (mesh.face_normals.sum(1) > 0), kind="stable")
+    rows = []
+    for side, places in enumerate(mesh.triangles[order].reshape(6, 6, 3)):  # two faces a side
+        axes = [axis for axis in range(3) if np.ptp(places[:, axis]) > 0]
+        rows.append(np.hstack([places, (np.array([side % 3, side // 3]) + 0.5 + places[:, axes] / 2) / np.array([3, 2])]))
+    rows, index = np.unique(np.concatenate(rows), axis=0, return_inverse=True)
+    return mesh, (rows[:, :3], index.reshape(-1, 3)), rows[:, 3:]
+
+
+def test_a_users_own_mesh_keeps_its_faces_its_layout_and_its_seams_are_closed(box):
+    mesh, vertices, uv = box
+    theta = ColouredMesh(given(mesh, vertices, uv))
+    surface = find_surface(theta, 0)
+    found = make_mesh(surface, MeshOptions(texture_size=512))
+    assert np.array_equal(found.texture.atlas.uv, uv.astype(np.float32))
+    assert np.array_equal(found.vertices[found.faces], vertices[0][vertices[1]].astype(np.float32))
+    report = describe(found)
+    assert (report["num_faces"], report["num_vertices"], report["is_watertight"], report["texture"]["num_charts"]) == (12, 8, True, 6)
+    assert found.note == ""
+    face, weights, points = anywhere(surface)
+    errors = np.abs(found.texture.colors()(face, weights) - color_of(torch.from_numpy(points)).numpy())
+    assert errors.max() < 1 / 255 + 1.2 * 2 / found.texture.texels_per_unit * 3  # a texel is three times as wide one way
+    assert what_was_lost(found, theta, CameraConfig(), 64, None, "a box")["psnr_db"] > 40
+
+
+def test_a_layout_that_does_not_serve_or_fewer_faces_get_a_new_one_and_that_is_told(box):
+    mesh, vertices, uv = box
+    spread = make_mesh(find_surface(ColouredMesh(given(mesh, vertices, uv * 3)), 0), MeshOptions(texture_size=512))
+    assert spread.note.startswith("its own places on a texture reach from")
+    assert spread.note.endswith("beyond [0, 1]: it gets new ones")
+    assert len(spread.faces) == 12
+    ring = trimesh.creation.torus(0.5, 0.2, major_sections=32, minor_sections=16)
+    uv = unwrap(surface_of(ring))
+    theta = ColouredMesh(given(ring, (ring.vertices[uv.vertex], uv.faces), uv.uv))
+    fewer = make_mesh(find_surface(theta, 0), MeshOptions(texture_size=512, max_faces=400))
+    assert len(fewer.faces) <= 400
+    assert fewer.note == "its own places on a texture do not fit fewer faces: it gets new ones"
+    enough = make_mesh(find_surface(theta, 0), MeshOptions(texture_size=512, max_faces=5000))
+    assert (len(enough.faces), enough.note) == (len(ring.faces), "")
+
+
+def test_parts_of_a_users_own_mesh_are_no_fragments_and_are_not_made_fewer():
+    body, button, hollow = trimesh.creation.icosphere(6, 0.5), trimesh.creation.icosphere(1, 0.01), trimesh.creation.icosphere(2, 0.3)
+    button.apply_translation([0.6, 0, 0])
+    hollow.invert()
+    mesh = trimesh.util.concatenate([body, button, hollow])
+    kept = make_mesh(find_surface(ColouredMesh(given(mesh)), 0), MeshOptions(texture_size=0))
+    assert (len(kept.faces), kept.num_fragments) == (len(mesh.faces), 0)
+    fewer = make_mesh(find_surface(ColouredMesh(given(mesh)), 0), MeshOptions(texture_size=0, max_faces=30_000))
+    assert len(fewer.faces) <= 30_000 < len(mesh.faces)
 
 
 def test_a_missing_xatlas_is_told_with_what_to_do(monkeypatch):

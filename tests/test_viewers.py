@@ -1,5 +1,6 @@
 """GLBs as others read them: the Khronos validator, trimesh, and three.js in a browser, whose pictures are to be the particle's own."""
 
+import functools
 
 import numpy as np
 import pytest
@@ -11,16 +12,17 @@ from dist_vsd.cli import main
 from dist_vsd.export.glb import to_gltf, to_linear, write_glb, write_points_glb
 from dist_vsd.export.mesh import MeshOptions, make_mesh
 from dist_vsd.export.mesh_report import pictures_on_white, psnr_db
-from dist_vsd.export.surface import find_surface
-from dist_vsd.particles.particle_configs import DenseGridConfig, RadianceFieldConfig
+from dist_vsd.export.surface import Surface, find_surface
+from dist_vsd.particles.mesh import MeshParticle
+from dist_vsd.particles.particle_configs import DenseGridConfig, MeshConfig, MeshSettings, RadianceFieldConfig
 from dist_vsd.particles.radiance_field import RadianceField
 from dist_vsd.runs.saved_run import open_run
 from tests.browser import install_chromium
 from tests.javascript import Viewer, install, validate
-from tests.runs import unavailable
+from tests.runs import TINY, unavailable
 
-RESOLUTION, SIZE = 64, 96
-KINDS = {"texture": 1024, "vertex colours": 0}
+RESOLUTION, SIZE = 64, 64
+KINDS = {"texture": 512, "vertex colours": 0}
 CAMERAS = turntable(3, 25.0, 3.0, 40.0)
 
 
@@ -34,16 +36,17 @@ class Solid(RadianceField):
 
     def distance(self, points):
         """Return (N,) signed distances to the surface, scene units."""
-        if self.name == "ball":
-            return points.norm(dim=-1) - 0.6
         if self.name == "torus":
             return torch.hypot(points[:, :2].norm(dim=-1) - 0.5, points[:, 2]) - 0.22
         return (points.abs() - torch.tensor([0.35, 0.5, 0.25])).amax(-1)
 
-    def forward(self, points):
+    def color_at(self, points):
         angle = torch.atan2(points[:, 1], points[:, 0])
         color = torch.stack([0.5 + 0.45 * (angle - 0.7).cos(), 0.05 + 0.2 * (points[:, 2] + 0.6), 0.5 - 0.45 * (5 * points[:, 2]).sin()], 1)
-        return 200 * torch.sigmoid(-self.distance(points) / 0.008), color.clamp(0, 1)
+        return color.clamp(0, 1)
+
+    def forward(self, points):
+        return 200 * torch.sigmoid(-self.distance(points) / 0.008), self.color_at(points)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def viewer(node):
 def meshes():
     """A mesh of each kind of a torus."""
     surface = find_surface(Solid("torus"), RESOLUTION)
-    return {kind: make_mesh(surface, MeshOptions(texture_size=size and 512, max_faces=4000)) for kind, size in KINDS.items()}
+    return {kind: make_mesh(surface, MeshOptions(texture_size=size, max_faces=4000)) for kind, size in KINDS.items()}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,7 +87,9 @@ def test_points_pass_the_validator_and_so_does_a_mesh_of_more_vertices_than_shor
     points = np.random.default_rng(0).random((70_000, 3), np.float32)
     write_points_glb(points, points, tmp_path / "points.glb")
     assert validate(tmp_path / "points.glb", node)[0] == []
-    mesh = make_mesh(find_surface(Solid("ball"), 200), MeshOptions(texture_size=0))
+    fine = trimesh.creation.torus(0.5, 0.2, major_sections=400, minor_sections=200)
+    surface = Surface(fine.vertices.astype(np.float32), fine.faces.astype(np.int32), lambda points: points)
+    mesh = make_mesh(surface, MeshOptions(texture_size=0))
     assert len(mesh.vertices) > 2**16
     write_glb(mesh, tmp_path / "mesh.glb")
     assert validate(tmp_path / "mesh.glb", node)[0] == []
@@ -115,12 +120,32 @@ def test_trimesh_reads_the_same_faces_bounds_and_colours_back(meshes, tmp_path, 
         assert np.allclose(read_colors[:, :3], to_linear(mesh.vertex_colors), atol=1e-6)
 
 
+class SolidMesh(MeshParticle):
+    """The same body as a mesh particle, begun from the field as runs begin them, with the field's colours in closed form."""
+
+    def color_at(self, points):
+        return Solid("torus").color_at(points)
+
+
+@functools.cache
+def body(name):
+    """Return a body, its surface, and its own pictures."""
+    theta = Solid(name.removesuffix(" as a mesh particle"))
+    if name != theta.name:
+        theta = SolidMesh.from_particle(MeshSettings(MeshConfig(resolution=48), theta.config), theta, torch.Generator().manual_seed(0))
+    return find_surface(theta, 96), own_pictures(theta)
+
+
+def own_pictures(theta):
+    return torch.nn.functional.avg_pool2d(pictures_on_white(theta, CAMERAS, 2 * SIZE)[0], 2)
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["ball", "torus", "box"])
-def test_a_browser_shows_the_glb_as_the_particle_is_rendered(viewer, tmp_path, name, kind):
-    theta = Solid(name)
-    write_glb(make_mesh(find_surface(theta, 96), MeshOptions(texture_size=KINDS[kind])), tmp_path / "mesh.glb")
-    own = torch.nn.functional.avg_pool2d(pictures_on_white(theta, CAMERAS, 2 * SIZE)[0], 2)
+@pytest.mark.parametrize("name", ["torus", "box", "torus as a mesh particle"])
+def test_a_browser_shows_the_glb_as_the_particle_is_rendered(viewer, node, tmp_path, name, kind):
+    surface, own = body(name)
+    write_glb(make_mesh(surface, MeshOptions(texture_size=KINDS[kind])), tmp_path / "mesh.glb")
+    assert validate(tmp_path / "mesh.glb", node)[0] == []
     psnr = psnr_db(viewer.pictures(tmp_path / "mesh.glb", CAMERAS, SIZE), own)
     print(f"{name}, {kind}: PSNR {psnr:.1f} dB")
     assert psnr >= 28.0
@@ -128,21 +153,19 @@ def test_a_browser_shows_the_glb_as_the_particle_is_rendered(viewer, tmp_path, n
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A particle of the embedded prior, trained for a short time and against fog, which no mesh can show."""
+    """A mesh that was a field of the embedded prior, and its own pictures."""
     folder = tmp_path_factory.mktemp("trained") / "run"
-    words = ["--num-updates", "80", "--no-turntables", "--wandb.mode", "disabled", "--num-particles", "1", "--preview-every", "1000"]
-    fog = ["--field.density-strength", "80", "--regularization.entropy", "100", "--regularization.depth-variance", "100"]
-    assert main(["train", "a green duck", *words, *fog, "--objective", "sds", "--run-dir", str(folder)]) == 0
-    return folder
+    words = ["--preset", "object", *TINY[2:], "--num-particles", "1", "--mesh.resolution", "24", "--wandb.mode", "disabled"]
+    stages = ["--stage", "coarse.num_updates=4", "geometry.num_updates=2", "texture.num_updates=2"]
+    assert main(["train", "a green duck", *words, *stages, "--run-dir", str(folder)]) == 0
+    return folder, own_pictures(open_run(folder).particles[0])
 
 
-@pytest.mark.parametrize("texture_size", ["1024", "0"])
-def test_a_browser_shows_what_the_command_exports_of_a_trained_particle_as_it_is_rendered(viewer, node, trained, tmp_path, texture_size):
-    words = ["--format", "glb", "--texture-size", texture_size, "--out", str(tmp_path)]
-    assert main(["export", str(trained), *words]) == 0
+@pytest.mark.parametrize("texture_size", ["512", "0"])
+def test_a_browser_shows_what_the_command_exports_of_a_trained_mesh_as_it_is_rendered(viewer, node, trained, tmp_path, texture_size):
+    folder, own = trained
+    assert main(["export", str(folder), "--format", "glb", "--texture-size", texture_size, "--out", str(tmp_path)]) == 0
     assert validate(tmp_path / "mesh_0000.glb", node)[0] == []
-    theta = open_run(trained).particles[0]
-    own = torch.nn.functional.avg_pool2d(pictures_on_white(theta, CAMERAS, 2 * SIZE)[0], 2)
     psnr = psnr_db(viewer.pictures(tmp_path / "mesh_0000.glb", CAMERAS, SIZE), own)
-    print(f"trained particle, texture {texture_size}: PSNR {psnr:.1f} dB")
+    print(f"trained mesh, texture {texture_size}: PSNR {psnr:.1f} dB")
     assert psnr >= 28.0

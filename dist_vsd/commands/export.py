@@ -12,6 +12,7 @@ import tyro
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import nearest
+from dist_vsd.particles.representations import REPRESENTATIONS
 from dist_vsd.runs.run_directory import split_stage
 from dist_vsd.writable import require_writable_folder
 
@@ -32,10 +33,11 @@ glb: for browsers and viewers, with a texture; upright, in metres        obj: wi
 ply: with a colour at each vertex, in scene units, z up                  mp4, gif, png: a turn of the particle itself
 
 mesh:   the surface at --threshold by marching cubes; its report is printed and stands beside it as mesh_0000.json
-points: the centres of the surface's cells, with colours, as glb or ply
+points: the centres of the surface's cells, of a mesh its vertices, with colours, as glb or ply
 
-Without --resolution and --threshold each particle gets those that suit it: two cells for each detail that its grid and its training
-pictures can hold, as far as points, memory and viewers allow; the density at which the surface has its silhouettes. They are printed."""
+Without --resolution and --threshold each field gets those that suit it: two cells for each detail that its grid and its training
+pictures can hold, as far as points, memory and viewers allow; the density at which the surface has its silhouettes. They are printed.
+A mesh particle is its surface already, and one that began from a file and was only painted keeps its faces and its texture's layout."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +53,13 @@ class ExportArguments:
     particles: tuple[int, ...] = ()
     """Ids of the particles; all by default."""
     resolution: int = 0
-    """Cells a side of the sampled cube; 0: as suits each particle."""
+    """Cells a side of the sampled cube; 0: as suits each field."""
     threshold: float = 0.0
-    """Density of the surface, 1 / scene units: light is halved in 0.07 units at 10. 0: as suits each particle."""
+    """Density of the surface, 1 / scene units: light is halved in 0.07 units at 10. 0: as suits each field."""
     texture_size: int = 1024
     """Height and width of the texture of glb and obj, texels, 512 to 4096; 0: colours at vertices, the quick way."""
     max_faces: int = 0
-    """Faces of a mesh at the most, or about; 0: 50,000 with a texture, all without."""
+    """Faces of a mesh at the most, or about; 0: 50,000 with a texture, all without, and all of a mesh that was only painted."""
     keep_fragments: bool = False
     """Keep parts far smaller than the greatest, and the walls of hollows inside."""
     out: str = ""
@@ -86,7 +88,6 @@ class ExportArguments:
     def formats(self) -> tuple[str, ...]:
         """The formats to write, each once."""
         return tuple(dict.fromkeys(name.strip() for name in self.format.split(",")))
-
 
     @property
     def mesh_formats(self) -> tuple[str, ...]:
@@ -127,20 +128,22 @@ def run(arguments: list[str]) -> int:
 
 
 def require_shape(parsed: ExportArguments, saved: SavedRun) -> None:
-    """Refuse formats that the run's particles can't have, and a texture without what it takes.
+    """Refuse formats that the run's particles can't have, flags that say nothing of them, and a texture without what it takes.
 
     Raises:
         ValueError: see above.
     """
-    row = saved.config.representation_row
-    refused = [] if row.is_volume or hasattr(row.particle_class(), "surface") else list(parsed.mesh_formats)
+    row, kind = saved.config.representation_row, saved.config.representation
+    refused = [] if row.is_solid else list(parsed.mesh_formats)
     refused += [name for name in ("mp4", "gif") if name in parsed.formats and row.is_flat]
     if refused:
         named = " and ".join(name.upper() for name in refused)
-        kind = saved.config.representation
-        raise ValueError(f"{saved.path} holds {kind} particles, {named} needs radiance_field: use dist-vsd render, or --format png")
+        served = " or ".join(name for name, other in REPRESENTATIONS.items() if other.is_solid)
+        raise ValueError(f"{saved.path} holds {kind} particles, {named} needs {served}: use dist-vsd render, or --format png")
+    if row.has_surface and (flags := [f"--{name}" for name in ("resolution", "threshold") if getattr(parsed, name)]):
+        raise ValueError(f"{saved.path} holds {kind} particles, {flags[0]} is for the surface of a field: leave it out")
     if parsed.has_texture:
-        from dist_vsd.export.texture import require_xatlas
+        from dist_vsd.export.atlas import require_xatlas
 
         require_xatlas()
 
@@ -151,8 +154,8 @@ def write_shapes(parsed: ExportArguments, saved: SavedRun, folder: Path, memory:
     from dist_vsd.export.mesh_files import WRITERS, write_points
     from dist_vsd.export.mesh_report import in_words
 
-    scorer = clip_of(saved) if parsed.kind == "mesh" else None
     found = {particle: find(parsed, saved, particle, memory) for particle in saved.particles}
+    scorer = clip_of(saved) if parsed.kind == "mesh" else None
     options = MeshOptions(
         texture_size=parsed.texture_size if parsed.has_texture else 0, max_faces=parsed.max_faces, keep_fragments=parsed.keep_fragments
     )
@@ -165,6 +168,8 @@ def write_shapes(parsed: ExportArguments, saved: SavedRun, folder: Path, memory:
                 print(f"  {file}  {len(points):,} points", flush=True)
             continue
         mesh = make_mesh(shape, options)
+        if mesh.note:
+            print(f"particle {particle}: {mesh.note}", flush=True)
         written = [path for file in files for path in WRITERS[file.suffix[1:]](mesh, file)]
         report = write_report(saved, particle, mesh, settings, folder, scorer)
         for line in [*in_words(report), *map(str, written)]:
@@ -177,14 +182,29 @@ def find(parsed: ExportArguments, saved: SavedRun, particle: int, memory: Memory
     Raises:
         ValueError: it has no surface.
     """
+    from dist_vsd.export.surface import own_surface
+
+    if not saved.config.representation_row.has_surface:
+        return find_in_field(parsed, saved, particle, memory)
+    try:
+        surface = own_surface(saved.particles[particle])
+    except ValueError as error:
+        raise ValueError(f"particle {particle} of {saved.path} has no surface: {error}") from error
+    print(f"particle {particle}: {'the mesh that it began from' if surface.is_given else 'its own surface'}", flush=True)
+    return (surface.vertices, surface.colors_at(surface.vertices)) if parsed.kind == "points" else surface, {}
+
+
+def find_in_field(parsed: ExportArguments, saved: SavedRun, particle: int, memory: Memory) -> tuple[Any, dict[str, Any]]:
+    """Do the same for a field.
+
+    Raises:
+        ValueError: it has no surface.
+    """
     from dist_vsd.export.resolution import suitable_resolution
-    from dist_vsd.export.surface import field_surface, own_surface, surface_points
+    from dist_vsd.export.surface import field_surface, surface_points
     from dist_vsd.particles.iso_level import density_volume, suitable_threshold
 
-    theta = saved.particles[particle]
-    if not saved.config.representation_row.is_volume:
-        return own_surface(theta), {}
-    cells, threshold, words = parsed.resolution, parsed.threshold, []
+    theta, cells, threshold, words = saved.particles[particle], parsed.resolution, parsed.threshold, []
     if not cells:
         chosen = suitable_resolution(theta, saved.config, memory.free)
         cells = chosen.cells

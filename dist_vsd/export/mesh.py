@@ -6,10 +6,11 @@ import dataclasses
 
 import numpy as np
 
-from dist_vsd.export.rasterize import Colors
+from dist_vsd.export.atlas import fault_of, unwrap
+from dist_vsd.export.mesh_pictures import Colors
 from dist_vsd.export.simplify import as_trimesh, drop_fragments, simplify
-from dist_vsd.export.surface import Surface
-from dist_vsd.export.texture import Texture, bake, unwrap
+from dist_vsd.export.surface import Atlas, Surface
+from dist_vsd.export.texture import Texture, bake
 
 MOST_FACES = 50_000  # of a mesh with a texture, if nobody says
 
@@ -20,8 +21,9 @@ class MeshOptions:
 
     Attributes:
         texture_size: height and width of the texture, texels; 0: colours at vertices.
-        max_faces: at the most; 0: MOST_FACES with a texture, all without, where the vertices have to hold the colours.
-        keep_fragments: small parts and inner walls stay.
+        max_faces: at the most; 0: MOST_FACES with a texture, all without, where the vertices have to hold the colours. Of a user's own
+            mesh 0 is all.
+        keep_fragments: small parts and inner walls stay, as they do of a user's own mesh.
     """
 
     texture_size: int = 1024
@@ -46,6 +48,7 @@ class Mesh:
         texture: or None: the vertices' colours are all there is.
         num_found: faces before any were left out.
         num_fragments: parts that were left out.
+        note: why a user's own places on a texture are not kept; empty where they are, or where there are none.
     """
 
     vertices: np.ndarray
@@ -55,6 +58,7 @@ class Mesh:
     texture: Texture | None
     num_found: int
     num_fragments: int
+    note: str = ""
 
     def colors(self) -> Colors:
         """Return what looks up the colour of a point on a face: in the texture, or between the corners'."""
@@ -71,14 +75,25 @@ def make_mesh(surface: Surface, options: MeshOptions) -> Mesh:
         surface: of a particle.
         options: what of it to keep.
     """
-    num_found, num_fragments = len(surface.faces), 0
-    if not options.keep_fragments:
+    found, num_fragments, note = surface, 0, ""
+    if not (options.keep_fragments or surface.is_given):
         surface, num_fragments = drop_fragments(surface)
-    if options.most_faces:
-        surface = simplify(surface, options.most_faces)
-    texture = bake(surface, unwrap(surface), options.texture_size) if options.texture_size else None
+    if most_faces := options.max_faces if surface.is_given else options.most_faces:
+        surface = simplify(surface, most_faces)
+    texture = None
+    if options.texture_size:
+        atlas, note = _atlas_of(surface, found)
+        texture = bake(surface, atlas, options.texture_size)
     colors = surface.colors_at(surface.vertices)
-    return Mesh(surface.vertices, surface.faces, _normals(surface), colors, texture, num_found, num_fragments)
+    return Mesh(surface.vertices, surface.faces, _normals(surface), colors, texture, len(found.faces), num_fragments, note)
+
+
+def _atlas_of(surface: Surface, found: Surface) -> tuple[Atlas, str]:
+    """Return a user's own atlas where that serves, or else a new one, and why."""
+    if found.atlas is None:
+        return unwrap(surface), ""
+    fault = fault_of(surface, found.atlas) if surface.atlas else "do not fit fewer faces"
+    return (unwrap(surface) if fault else found.atlas), fault and f"its own places on a texture {fault}: it gets new ones"
 
 
 def _normals(surface: Surface) -> np.ndarray:

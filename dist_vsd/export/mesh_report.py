@@ -9,7 +9,7 @@ from torch import Tensor
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.export.mesh import Mesh
-from dist_vsd.export.rasterize import render_mesh
+from dist_vsd.export.mesh_pictures import render_mesh
 from dist_vsd.export.simplify import as_trimesh
 from dist_vsd.export.surface import Surface
 from dist_vsd.export.turntable import training_turn

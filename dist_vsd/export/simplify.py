@@ -64,6 +64,6 @@ def simplify(surface: Surface, max_faces: int) -> Surface:
 
 
 def _with_faces(surface: Surface, faces: np.ndarray) -> Surface:
-    """Return a surface with other faces, without the vertices that none of them has."""
+    """Return a surface with other faces, without the vertices that none of them has, and without an atlas."""
     used, index = np.unique(faces, return_inverse=True)
-    return dataclasses.replace(surface, vertices=surface.vertices[used], faces=index.reshape(-1, 3).astype(np.int32))
+    return dataclasses.replace(surface, vertices=surface.vertices[used], faces=index.reshape(-1, 3).astype(np.int32), atlas=None)

@@ -4,18 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from dist_vsd.export.seen_color import seen_colors
 from dist_vsd.particles.iso_level import density_volume, march, suitable_threshold
+from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.radiance_field import RadianceField
 
-KINDS = ("mesh", "points")
 CHUNK_POINTS = 1 << 15  # of which each asks the field some times
+
+
+@dataclasses.dataclass(frozen=True)
+class Atlas:
+    """A surface cut into charts that lie on the unit square.
+
+    Attributes:
+        vertex: (W,) of which vertex of the surface each of the atlas' vertices is a copy; those on a cut have several.
+        faces: (F, 3) int32 into the atlas' vertices: the surface's, in their order.
+        uv: (W, 2) fp32 places in [0, 1], to the right and, as in a picture and in glTF, downwards.
+        num_charts: pieces.
+    """
+
+    vertex: np.ndarray
+    faces: np.ndarray
+    uv: np.ndarray
+    num_charts: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,11 +44,15 @@ class Surface:
         vertices: (V, 3) fp32.
         faces: (F, 3) int32, counter-clockwise as seen from outside.
         color: gives (N, 3) colours as seen, sRGB, about [0, 1], of (N, 3) points on the surface; tensors on any one device.
+        is_given: a user's own mesh, which stays as it is unless something else is asked for.
+        atlas: where a user's own mesh has its texture, in so far as the file says; its places may be anywhere.
     """
 
     vertices: np.ndarray
     faces: np.ndarray
     color: Callable[[Tensor], Tensor]
+    is_given: bool = False
+    atlas: Atlas | None = None
 
     @torch.no_grad()
     def colors_at(self, points: np.ndarray) -> np.ndarray:
@@ -39,39 +61,51 @@ class Surface:
         return torch.cat([self.color(chunk).float().clamp(0, 1).cpu() for chunk in chunks]).numpy()
 
 
-class HasSurface(Protocol):
-    """A particle that is a surface by itself."""
-
-    def surface(self) -> tuple[Tensor, Tensor]:
-        """Return (V, 3) vertices in scene units and (F, 3) faces."""
-
-    def color_at(self, points: Tensor) -> Tensor:
-        """Return the (N, 3) colours of (N, 3) points of the surface."""
-
-
-def find_surface(theta: RadianceField | HasSurface, resolution: int, threshold: float = 0.0) -> Surface:
+def find_surface(theta: RadianceField | MeshParticle, resolution: int, threshold: float = 0.0) -> Surface:
     """Return the surface of a particle in 3D, of whatever kind.
 
     Args:
-        theta: a field, or what has a surface by itself, of which the rest does not matter.
+        theta: a field, or a mesh, of which the rest does not matter.
         resolution: cells a side of the sampled cube.
         threshold: density of the surface, 1 / scene units; 0: the one that suits it (iso_level.suitable_threshold).
 
     Raises:
         ValueError: there is none.
     """
-    if not isinstance(theta, RadianceField):
+    if isinstance(theta, MeshParticle):
         return own_surface(theta)
     volume = density_volume(theta, resolution)
     return field_surface(theta, volume, threshold or suitable_threshold(theta, volume))
 
 
-def own_surface(theta: HasSurface) -> Surface:
-    """Return the surface that a particle is."""
-    vertices, faces = (tensor.detach() for tensor in theta.surface())
+@torch.no_grad()
+def own_surface(theta: MeshParticle) -> Surface:
+    """Return the surface that a particle is; a user's own mesh keeps its places on a texture.
+
+    Files repeat a vertex where its places on the texture, or its normals, differ: here it is one, or a closed object would be open.
+
+    Raises:
+        ValueError: nothing is left of it.
+    """
+    vertices, faces = theta.surface()
+    if not len(faces):
+        raise ValueError("its mesh has shrunk to nothing: take an earlier stage, or train with lower learning rates")
     device = vertices.device
     places, triangles = vertices.float().cpu().numpy(), faces.cpu().numpy().astype(np.int32)
-    return Surface(places, triangles, lambda points: theta.color_at(points.to(device)))
+    surface = Surface(places, triangles, lambda points: theta.color_at(points.to(device)))
+    if not len(theta.given_faces):
+        return surface
+    places, vertex = np.unique(places, axis=0, return_inverse=True)
+    vertex = vertex.reshape(-1)
+    atlas = Atlas(vertex, triangles, theta.given_uv.cpu().numpy(), _num_parts(triangles)) if len(theta.given_uv) else None
+    return dataclasses.replace(surface, vertices=places, faces=vertex[triangles].astype(np.int32), is_given=True, atlas=atlas)
+
+
+def _num_parts(faces: np.ndarray) -> int:
+    """Return how many parts (F, 3) faces make that have no vertex in common."""
+    edges = faces[:, [0, 1, 1, 2]].reshape(-1, 2).T
+    graph = coo_array((np.ones(edges.shape[1]), tuple(edges)), shape=(faces.max() + 1,) * 2)
+    return len(np.unique(connected_components(graph, directed=False)[1][faces[:, 0]]))
 
 
 def field_surface(field: RadianceField, volume: Tensor, threshold: float) -> Surface:

@@ -47,7 +47,14 @@ class Fragments:
 
 def fragments_of(clip: Tensor, faces: Tensor, face: Tensor) -> Fragments:
     """Return what pixels see, given (B, V, 4) clip coordinates, (F, 3) faces and the (B, H, W) face that each sees."""
-    pixel, size = pixels(face), face.shape[1]
+    pixel = pixels(face)
+    barycentric, depth = weights_of(clip, faces, face, pixel)
+    return Fragments(face, spread(barycentric, pixel, face), spread(depth[:, None], pixel, face)[..., 0], clip, faces)
+
+
+def weights_of(clip: Tensor, faces: Tensor, face: Tensor, pixel: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the (P, 3) weights of the corners of the faces that (P,) pixels see, and the (P,) depths there; see Fragments."""
+    size = face.shape[1]
     x, y, _, w = zip(*(corner.unbind(-1) for corner in corners_of(clip, faces, face, pixel)), strict=True)
     e = edge_functions(x, y, w, *pixel_centres(pixel // size % size, pixel % size, size, clip.dtype))
     # Where the face was found in a lower precision a centre may be beside it by a thousandth of a pixel: it is taken to the edge.
@@ -56,9 +63,7 @@ def fragments_of(clip: Tensor, faces: Tensor, face: Tensor) -> Fragments:
     total = e[0] + e[1] + e[2]
     inverse = torch.where(total > 0, 1.0 / torch.where(total > 0, total, 1.0), 0.0)
     b = [one * inverse for one in e]
-    depth = b[0] * w[0] + b[1] * w[1] + b[2] * w[2]
-    barycentric, depth = spread(torch.stack(b, -1), pixel, face), spread(depth[:, None], pixel, face)
-    return Fragments(face, barycentric, depth[..., 0], clip, faces)
+    return torch.stack(b, -1), b[0] * w[0] + b[1] * w[1] + b[2] * w[2]
 
 
 def interpolate(attributes: Tensor, fragments: Fragments) -> Tensor:
