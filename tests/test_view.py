@@ -31,7 +31,7 @@ from dist_vsd.viewing.browser_camera import ELEVATION_DEG, even_size, square_aro
 from dist_vsd.viewing.panels import grid_of, lay_out, panel_size, render_panel
 from dist_vsd.viewing.session import plain
 from dist_vsd.viewing.shelf import Shelf
-from tests.browser import install_chromium, start_chromium
+from tests.browser import WEBGL, install_chromium, start_chromium
 from tests.runs import environment, unavailable
 
 SETTINGS = {"prompt": "a red car", "num_particles": 2, "num_updates": 12, "objective": "sds", "keep_checkpoints": 9}
@@ -299,7 +299,7 @@ def driver():
     pytest.importorskip("viser", reason="viser is not installed (pip install viser)")
     if reason := install_chromium():
         unavailable(reason)
-    driver = start_chromium("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1000,600")
+    driver = start_chromium(*WEBGL, "--window-size=1000,600")
     yield driver
     driver.quit()
 
