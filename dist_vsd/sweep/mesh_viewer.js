@@ -128,7 +128,7 @@ async function bytesOf(run, { particle, file }) {
   if (!file && document.readyState === "loading") await new Promise((arrived) => addEventListener("load", arrived, { once: true }));
   if (!file) return Uint8Array.from(atob(at(`mesh-${run.number}-${particle}`).textContent), (letter) => letter.charCodeAt(0));
   if (location.protocol === "file:") {
-    throw new Error("it is a file beside this page, which browsers load from servers alone: run python -m http.server in the sweep's folder");
+    throw new Error("it is a file beside this page, which browsers load from servers alone: run python -m http.server --bind 127.0.0.1 in the sweep's folder");
   }
   const answer = await fetch(file);
   if (!answer.ok) throw new Error(`${file}: ${answer.status} ${answer.statusText}`);
