@@ -300,7 +300,7 @@ def driver():
     pytest.importorskip("viser", reason="viser is not installed (pip install viser)")
     if reason := install_chromium():
         unavailable(reason)
-    driver = start_chromium(*WEBGL, "--window-size=1000,600")
+    driver = start_chromium(*WEBGL, "--window-size=640,400")
     yield driver
     driver.quit()
 
