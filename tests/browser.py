@@ -5,6 +5,7 @@ import shutil
 import subprocess
 
 ARGUMENTS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--hide-scrollbars")
+WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")  # in software; further arguments of pages that draw with it
 
 
 def install_chromium():
@@ -21,13 +22,13 @@ def install_chromium():
     return ""
 
 
-def start_chromium(*arguments, without=()):
-    """Start the browser with further arguments, without some of ARGUMENTS; it keeps the console's messages."""
+def start_chromium(*arguments):
+    """Start the browser with further arguments; it keeps the console's messages."""
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium")
-    for argument in (*(word for word in ARGUMENTS if word not in without), *arguments):
+    for argument in (*ARGUMENTS, *arguments):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     return webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))

@@ -11,10 +11,9 @@ import numpy as np
 import torch
 
 from dist_vsd.export.glb import TO_GLTF
-from tests.browser import start_chromium
+from tests.browser import WEBGL, start_chromium
 
 PACKAGES = ("gltf-validator@2.0.0-dev.3.10", "three@0.187.0")
-WEBGL = ("--use-gl=angle", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist")
 VALIDATE = """
 const validator = require("gltf-validator");
 validator.validateBytes(new Uint8Array(require("fs").readFileSync(process.argv[1]))).then((report) => console.log(JSON.stringify(report)));
@@ -70,7 +69,7 @@ class Viewer:
     """A page of three.js without a light, in Chromium."""
 
     def __init__(self, folder):
-        self.driver = start_chromium(*WEBGL, "--allow-file-access-from-files", without=("--disable-gpu",))
+        self.driver = start_chromium(*WEBGL, "--allow-file-access-from-files")
         self.driver.set_script_timeout(120)
         self.driver.get((folder / "page.html").as_uri())
         wait = "const done = arguments[0]; const ask = () => (window.isReady ? done() : setTimeout(ask, 20)); ask()"

@@ -77,6 +77,28 @@ def scene_turntable(name, color, seed, num_frames=16, size=112):
     return [Image.fromarray(image) for image in to_bytes(images)]
 
 
+def ball_colors(directions):
+    """Return the (N, 3) colours of a ball in (N, 3) unit directions from its centre: no two sides are alike."""
+    return 0.5 + 0.4 * directions
+
+
+def write_ball(file, num_subdivisions=4, texture_size=0, inside_out=False, center=(0.0, 0.1, 0.2), radius=0.6):
+    """Write a GLB of a coloured ball, as runs leave one."""
+    import numpy as np
+    import torch
+    import trimesh
+
+    from dist_vsd.export.glb import write_glb
+    from dist_vsd.export.mesh import MeshOptions, make_mesh
+    from dist_vsd.export.surface import Surface
+
+    ball, middle = trimesh.creation.icosphere(num_subdivisions), torch.tensor(center)
+    sign = -1 if inside_out else 1
+    places = (radius * ball.vertices + np.array(center)).astype(np.float32)
+    surface = Surface(places, ball.faces.astype(np.int32), lambda points: ball_colors(sign * (points - middle) / radius))
+    write_glb(make_mesh(surface, MeshOptions(texture_size=texture_size)), Path(file))
+
+
 def ran(sweep, turntables_of=lambda number: [plain_turntable(number), plain_turntable(number + 1)]):
     """Write the directories of all runs that a state says have begun; return the states by id."""
     states = {}

@@ -92,7 +92,7 @@ def test_the_cube_s_border_is_never_crossed_for_a_normal():
     assert torch.cat(asked).abs().max() == 1.0
 
 
-@pytest.mark.parametrize("options", [{}, {"encoding": "hash"}, {"hidden_below": 1e-4}, {"tile_points": 500}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"encoding": "hash"}, {"hidden_below": 1e-4}, {"tile_points": 5000}], ids=str)
 def test_the_normal_map_of_a_ball_points_outwards(options):
     theta, camera = hard_ball(**options), a_camera()
     shown = theta.render(camera, 24)

@@ -14,12 +14,13 @@ from tests.ranks import run_ranks
 from tests.runs import TINY, checkpoint
 from tests.test_ranks import different
 
-STAGES = ["coarse.num_updates=3", "geometry.num_updates=3", "texture.num_updates=2"]
+STAGES = ["coarse.num_updates=1", "geometry.num_updates=3", "texture.num_updates=2"]  # in geometry the band is laid anew once
 WORDS = [
     "a green duck", "--preset", "object", *TINY[2:], "--num-particles", "2", "--mesh.resolution", "16", "--mesh.band-every", "2",
     "--stage", *STAGES, "--deterministic", "--keep-checkpoints", "99",
 ]  # fmt: skip
-LAST = 8
+SHAPED, LAST = 4, 6  # updates after which geometry and texture are through
+TWO_SHOTS = ["--num-views", "8"]  # of each particle, for two ranks to share
 
 
 def run(folder, words, code=0, **options):
@@ -30,9 +31,9 @@ def run(folder, words, code=0, **options):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
+    """The folder of a run of all three stages on one rank, with a checkpoint after each update, and what it printed."""
     folder = tmp_path_factory.mktemp("mesh") / "run"
-    words = [word if word != "4" else "1" for word in WORDS]  # a checkpoint after each update
-    return folder, run(folder, words)
+    return folder, run(folder, [*WORDS, *TWO_SHOTS, "--checkpoint-every", "1"])
 
 
 def geometry(tensors):
@@ -43,7 +44,7 @@ def test_a_field_becomes_a_mesh_whose_geometry_and_then_colours_learn(whole):
     folder, output = whole
     for particle in (0, 1):
         assert f"particle {particle}: its surface is where the density is" in output
-    began, shaped, painted = (checkpoint(folder, update) for update in (3, 6, LAST))
+    began, shaped, painted = (checkpoint(folder, update) for update in (1, SHAPED, LAST))
     assert not geometry(began)
     assert len(geometry(shaped)) == 4
     assert different(geometry(shaped), geometry(painted)) == []
@@ -57,13 +58,11 @@ def test_a_field_becomes_a_mesh_whose_geometry_and_then_colours_learn(whole):
 
 @pytest.mark.parametrize(("shards", "num_ranks"), [("2", 2), ("1", 2)], ids=["a particle each", "both particles shared"])
 def test_the_layout_changes_no_bit_of_a_mesh(whole, tmp_path, shards, num_ranks):
-    words = [*WORDS, "--num-views", "8"]
-    run(tmp_path / "one", words)
-    run(tmp_path / "two", [*words, "--num-shards", shards], num_ranks=num_ranks)
-    assert different(checkpoint(tmp_path / "one", LAST), checkpoint(tmp_path / "two", LAST)) == []
+    run(tmp_path / "run", [*WORDS, *TWO_SHOTS, "--num-shards", shards], num_ranks=num_ranks)
+    assert different(checkpoint(whole[0], LAST), checkpoint(tmp_path / "run", LAST)) == []
 
 
-@pytest.mark.parametrize("update", [3, 5, 6, 7], ids=["before the mesh", "within geometry", "before texture", "within texture"])
+@pytest.mark.parametrize("update", [1, 3, SHAPED, 5], ids=["before the mesh", "within geometry", "before texture", "within texture"])
 def test_meshes_resume_to_the_bit(whole, tmp_path, update):
     folder, _ = whole
     shutil.copytree(folder, tmp_path / "run")
@@ -77,8 +76,8 @@ def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
     folder, _ = whole
     words = [*WORDS, "--stages", "texture", "--start-from", f"{folder}@geometry"]
     output = run(tmp_path / "run", words)
-    assert f"particles begin as {folder}@geometry has them after update 6" in output
-    assert different(geometry(checkpoint(folder, 6)), geometry(checkpoint(tmp_path / "run", 2))) == []
+    assert f"particles begin as {folder}@geometry has them after update {SHAPED}" in output
+    assert different(geometry(checkpoint(folder, SHAPED)), geometry(checkpoint(tmp_path / "run", 2))) == []
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,21 @@
 """Collecting a sweep: the table, the previews, and the page of results in a real browser."""
 
 import csv
+import functools
+import http.server
 import io
 import json
+import math
 import os
+import threading
 import time
 
+import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from dist_vsd.cameras import cast_rays, look_at_origin
 from dist_vsd.cli import main
 from dist_vsd.image_files import write_mp4
 from dist_vsd.sweep.manifest import read_sweep
@@ -16,9 +23,9 @@ from dist_vsd.sweep.page import to_inert_json, write_page
 from dist_vsd.sweep.preview import CACHE_FILE, MOST_PARTICLES, NUM_FRAMES, SIZE, preview_of
 from dist_vsd.sweep.prompts import Prompt
 from dist_vsd.sweep.results import collect, read_figures, to_csv
-from tests.browser import install_chromium, start_chromium
+from tests.browser import WEBGL, install_chromium, start_chromium
 from tests.runs import unavailable
-from tests.synthetic_sweep import plain_turntable, planned, ran, state_of, write_run
+from tests.synthetic_sweep import ball_colors, plain_turntable, planned, ran, state_of, write_ball, write_run
 from tests.test_sweep_prompts import ODD_PROMPTS
 
 HOSTILE = [
@@ -37,6 +44,8 @@ def swept(tmp_path_factory):
     prompts = [Prompt(text=prompt, source="p.txt", tags=("animals",) if "duck" in prompt else ()) for prompt in PROMPTS]
     sweep = planned(folder / "s", prompts, [{"objective": "vsd", "score.rank": 2}, {"objective": "sds", "score.rank": 4}], (0, 1))
     results = collect(sweep, ran(sweep))
+    for number in (0, 4, 5):
+        write_ball(sweep.run_dir(sweep.runs[number]) / "export" / "mesh_0000.glb", num_subdivisions=1)
     for linked in (False, True):
         file = folder / ("linked" if linked else "inline") / "results.html"
         write_page(file, sweep, results, lambda result: preview_of(sweep.run_dir(result.run)), link_media=linked)
@@ -171,7 +180,7 @@ def driver():
     pytest.importorskip("selenium", reason="selenium is not installed (pip install selenium)")
     if reason := install_chromium():
         unavailable(reason)
-    driver = start_chromium()
+    driver = start_chromium(*WEBGL)
     yield driver
     driver.quit()
 
@@ -184,10 +193,10 @@ class Page:
         self.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
         features = [{"name": name.replace("_", "-"), "value": value} for name, value in media.items()]
         self.command("Emulation.setEmulatedMedia", features=features)
-        driver.get(file.as_uri())
-        self.script("localStorage.clear()")
+        if driver.current_url.startswith("file:"):  # the page before, which shares its storage with this one
+            self.script("localStorage.clear()")
         driver.get_log("browser")
-        driver.get(file.as_uri())
+        driver.get(file if isinstance(file, str) else file.as_uri())
         self.until(lambda: self.script("return document.documentElement.dataset.ready"))
 
     def command(self, name, **values):
@@ -351,7 +360,7 @@ def test_everything_is_reached_by_keys(page):
     assert page.find("#detail .steps span").text == "4 of 80"
     page.keys("ESCAPE")
     assert not page.find("#detail").is_displayed()
-    assert page.focused() == "3"
+    page.until(lambda: page.focused() == "3")  # the dialog tells that it was closed a moment later
     page.keys("END")
     assert page.focused() == "79"
     page.keys("c")
@@ -485,3 +494,163 @@ def test_objects_turn_together_unless_motion_is_not_wanted(driver, swept):
     time.sleep(0.4)
     assert set(page.script(frames)) == {""}
     assert page.find("#turning").text == "Turn"
+
+
+# --- Meshes.
+
+CANVAS, MESH = "#detail canvas", "#detail .mesh"
+
+
+@pytest.fixture(scope="module")
+def solids(tmp_path_factory):
+    """A folder with a sweep and its page: run 0 with two particles' meshes inside the page, run 1 with a textured one beside it, run 2 with
+    none, run 3 with a damaged file beside the page.
+    """
+    folder = tmp_path_factory.mktemp("solids")
+    sweep = planned(folder / "s", WORDS[:4])
+    for number, run in enumerate(sweep.runs):
+        write_run(sweep.run_dir(run), number, 800, [plain_turntable(number)])
+    exports = [sweep.run_dir(run) / "export" for run in sweep.runs]
+    write_ball(exports[0] / "mesh_0000.glb")
+    write_ball(exports[0] / "mesh_0001.glb", inside_out=True)
+    write_ball(exports[1] / "mesh_0000.glb", texture_size=512, num_subdivisions=3)
+    (exports[3] / "mesh_0000.glb").write_bytes((exports[0] / "mesh_0000.glb").read_bytes()[:1000])
+    results = collect(sweep, {run.id: state_of(run, 0) for run in sweep.runs})
+    previews = {result.run.id: preview_of(sweep.run_dir(result.run)) for result in results}
+    for name, linked in (("inside", False), ("beside", True)):
+        write_page(folder / "s" / name / "results.html", sweep, results, lambda result: previews[result.run.id], link_media=linked)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(solids):
+    """The address of the sweep's folder."""
+    handler = functools.partial(QuietHandler, directory=str(solids / "s"))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class QuietHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder without a word."""
+
+    def log_message(self, *_):
+        pass
+
+
+def mesh_page(driver, address, run=0):
+    """Open the page and in it the mesh of a run, from its card."""
+    page = Page(driver, address, width=700, height=520)
+    page.click(f'main .mesh[data-run="{run}"]')
+    return page
+
+
+def canvas(page):
+    """What the viewer shows, (H, W, 3) in [0, 1], without its rounded border."""
+    shot = Image.open(io.BytesIO(page.find(CANVAS).screenshot_as_png)).convert("RGB")
+    return np.asarray(shot)[1:-1, 1:-1] / 255
+
+
+def ball_seen(like, azimuth_deg=0.0, elevation_deg=15.0, zoom=1.0, sign=1, radius=0.6):
+    """Return the ball of synthetic_sweep.py as cameras.py's camera sees it, where every ray meets it, in closed form."""
+    distance = 1.05 * radius / math.sin(math.radians(20)) / zoom
+    camera = look_at_origin(*(torch.tensor([value]) for value in (azimuth_deg, elevation_deg, distance, 40.0)))
+    height, width = like.shape[:2]
+    origins, directions = (rays.double().reshape(-1, 3).numpy() for rays in cast_rays(camera, height, width))
+    b = (origins * directions).sum(1)
+    root = b**2 - (origins**2).sum(1) + radius**2
+    hit = origins + (-b - np.sqrt(root.clip(0)))[:, None] * directions
+    return np.where(root[:, None] > 0, ball_colors(sign * hit / radius), 1.0).reshape(height, width, 3)
+
+
+def shows_ball(page, run_and_particle, **seen):
+    """Wait until the viewer shows a ball as it is expected: in all colours, and in the area of its round silhouette."""
+    page.until(lambda: page.find(CANVAS).get_attribute("data-shows") == run_and_particle)
+    page.until(lambda: is_ball(canvas(page), **seen))
+
+
+def is_ball(found, **seen):
+    expected = ball_seen(found, **seen)
+    is_found, is_expected = ((picture < 0.97).any(-1) for picture in (found, expected))
+    # Pixels on the rim are half of the ball; inside it, 2 degrees make 0.009.
+    return abs(is_found.sum() / is_expected.sum() - 1) < 0.01 and np.abs(found - expected)[is_expected].mean() < 0.008
+
+
+def complaints(page):
+    """What the console says, but for Chromium's word on our own screenshots of what is drawn in software."""
+    return [line for line in page.driver.get_log("browser") if "GPU stall due to ReadPixels" not in line["message"]]
+
+
+def drag(page, x, y):
+    from selenium.webdriver import ActionChains
+
+    ActionChains(page.driver).move_to_element(page.find(CANVAS)).click_and_hold().move_by_offset(x, y).release().perform()
+
+
+def test_a_mesh_is_seen_from_the_front_in_its_colours_and_dragging_turns_it(driver, solids):
+    page = mesh_page(driver, solids / "s" / "inside" / "results.html")
+    shows_ball(page, "0-0")
+    assert not is_ball(canvas(page), azimuth_deg=2.0)
+    drag(page, 90, 40)
+    shows_ball(page, "0-0", azimuth_deg=-45.0, elevation_deg=35.0)
+    assert complaints(page) == []
+    assert page.script("return performance.getEntriesByType('resource').filter((entry) => !entry.name.startsWith('data:')).length") == 0
+
+
+def test_the_wheel_zooms_keys_turn_and_a_double_click_begins_anew(driver, solids):
+    from selenium.webdriver import ActionChains
+    from selenium.webdriver.common.action_chains import ScrollOrigin
+
+    page = mesh_page(driver, solids / "s" / "inside" / "results.html")
+    shows_ball(page, "0-0")
+    ActionChains(driver).scroll_from_origin(ScrollOrigin.from_element(page.find(CANVAS)), 0, 500).perform()
+    shows_ball(page, "0-0", zoom=math.exp(-0.5))
+    page.script("arguments[0].focus()", page.find(CANVAS))
+    page.keys("ARROW_LEFT", "ARROW_UP")
+    shows_ball(page, "0-0", zoom=math.exp(-0.5), azimuth_deg=10.0, elevation_deg=25.0)
+    ActionChains(driver).double_click(page.find(CANVAS)).perform()
+    shows_ball(page, "0-0")
+
+
+def test_each_particle_is_chosen_and_the_viewer_stays_open_from_run_to_run(driver, solids):
+    page = mesh_page(driver, solids / "s" / "inside" / "results.html")
+    page.choose("#detail .solid select", "1")
+    shows_ball(page, "0-1", sign=-1)
+    page.click('#detail [aria-label="Next run"]')
+    shows_ball(page, "1-0")
+    page.click('#detail [aria-label="Next run"]')
+    assert page.driver.find_elements("css selector", f"{MESH}, {CANVAS}") == []  # it has none
+    page.click('#detail [aria-label="Previous run"]')
+    page.click(MESH)
+    assert page.driver.find_elements("css selector", CANVAS) == []
+    assert page.find("#detail .media").is_displayed()
+
+
+def test_only_runs_with_a_mesh_that_can_be_read_have_a_button(driver, solids):
+    page = Page(driver, solids / "s" / "inside" / "results.html")
+    buttons = "return [...document.querySelectorAll('main .mesh')].map((button) => +button.dataset.run)"
+    assert page.script(buttons) == [0, 1]
+    page.click("#as-groups")
+    assert page.script(buttons) == [0, 1]
+
+
+def test_a_mesh_beside_the_page_is_loaded_where_the_page_is_served_with_its_texture(driver, served):
+    page = mesh_page(driver, f"{served}/beside/results.html", run=1)
+    shows_ball(page, "1-0")
+    assert complaints(page) == []
+    page.click('#detail [aria-label="Previous run"]')
+    shows_ball(page, "0-0")
+
+
+def test_a_mesh_that_can_t_be_shown_is_told_in_a_line(driver, solids, served):
+    page = mesh_page(driver, solids / "s" / "beside" / "results.html")
+    page.until(lambda: "run python -m http.server --bind 127.0.0.1 in the sweep's folder" in page.find("#detail .solid .note").text)
+    assert not page.find(CANVAS).is_displayed()
+    assert complaints(page) == []
+    page = mesh_page(driver, f"{served}/beside/results.html", run=3)
+    page.until(lambda: "The mesh can't be shown: " in page.find("#detail .solid .note").text)
+    page = Page(driver, f"{served}/beside/results.html")
+    page.script("HTMLCanvasElement.prototype.getContext = () => null")
+    page.click('main .mesh[data-run="0"]')
+    page.until(lambda: "this browser has no WebGL 2" in page.find("#detail .solid .note").text)

@@ -31,8 +31,9 @@ from dist_vsd.viewing.browser_camera import ELEVATION_DEG, even_size, square_aro
 from dist_vsd.viewing.panels import grid_of, lay_out, panel_size, render_panel
 from dist_vsd.viewing.session import plain
 from dist_vsd.viewing.shelf import Shelf
-from tests.browser import install_chromium, start_chromium
+from tests.browser import WEBGL, install_chromium, start_chromium
 from tests.runs import environment, unavailable
+from tests.warm_python import python
 
 SETTINGS = {"prompt": "a red car", "num_particles": 2, "num_updates": 12, "objective": "sds", "keep_checkpoints": 9}
 FIELD = {"field": {"num_samples": 32, "dense_grid": {"resolutions": [8]}, "density_radius": 0.8}}
@@ -221,7 +222,7 @@ class Viewer:
     """The command and its page, in the words of who looks at it."""
 
     def __init__(self, driver, run, *words):
-        command = [sys.executable, "-m", "dist_vsd", "view", str(run), "--port", "0", "--size", str(HEIGHT), *words]
+        command = [python(), "-m", "dist_vsd", "view", str(run), "--port", "0", "--size", str(HEIGHT), *words]
         self.run, self.driver = run, driver
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         self.process = subprocess.Popen(command, env=environment(), **pipes)
@@ -299,7 +300,7 @@ def driver():
     pytest.importorskip("viser", reason="viser is not installed (pip install viser)")
     if reason := install_chromium():
         unavailable(reason)
-    driver = start_chromium("--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--window-size=1000,600")
+    driver = start_chromium(*WEBGL, "--window-size=640,400")
     yield driver
     driver.quit()
 
@@ -400,16 +401,17 @@ def test_checkpoints_that_come_go_and_are_damaged_while_it_is_open(driver, copie
 def test_it_listens_on_this_machine_alone_writes_nothing_and_goes_last(viewer):
     before = contents(viewer.run)
     viewer.comes_to_show(seen(viewer, 0, 8))
-    process = psutil.Process(viewer.process.pid)
-    listening = [connection.laddr.ip for connection in process.net_connections() if connection.status == psutil.CONN_LISTEN]
-    assert listening == ["127.0.0.1"]
+    port = int(viewer.address.rpartition(":")[2])
+    listening = [found for found in psutil.net_connections("tcp") if found.status == psutil.CONN_LISTEN]
+    (process,) = (psutil.Process(found.pid) for found in listening if found.laddr.port == port)
+    assert [found.laddr.ip for found in listening if found.pid == process.pid] == ["127.0.0.1"]
     assert process.nice() >= 10
     assert contents(viewer.run) == before
     assert [entry for entry in viewer.driver.get_log("browser") if entry["level"] == "SEVERE"] == []
 
 
 def test_it_can_end_by_itself(saved):
-    command = [sys.executable, "-m", "dist_vsd", "view", str(saved), "--port", "0", "--for-seconds", "0.2"]
+    command = [python(), "-m", "dist_vsd", "view", str(saved), "--port", "0", "--for-seconds", "0.2"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.fullmatch(r".*run is shown at http://127\.0\.0\.1:\d+ \(Ctrl\+C ends it\)\n", done.stdout)

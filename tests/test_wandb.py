@@ -380,6 +380,10 @@ def test_a_run_on_two_ranks_stopped_and_resumed_is_one_run_with_figures_and_medi
     assert [row["update"] for row in shown] == [*range(4, stopped + 1, 4), *([stopped + 2])] or stopped % 4 == 2
     assert {row["media/grid.height"] for row in shown} == {64}  # one particle of each rank, 16 pixels twice enlarged
     assert {row["media/turntable.count"] for row in shown} == {2}
+    meshes = sorted((run / "export").glob("mesh_*.glb"))
+    assert len(meshes) == 2
+    sent = {file.read_bytes() for file in run.glob("wandb/*/files/media/object3D/media/mesh_*.glb")}
+    assert {file.read_bytes() for file in meshes} <= sent
     for name in ("phi/gradient_norm", "clip/score", "clip/r_precision", "particles/diversity", "speed/updates_per_second"):
         assert any(name in row for row in rows), name
     assert any(name.startswith("score/gap_t") for row in rows for name in row)

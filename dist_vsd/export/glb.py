@@ -39,19 +39,28 @@ def to_linear(srgb: np.ndarray) -> np.ndarray:
     return np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
 
 
-def write_glb(mesh: Mesh, file: Path) -> None:
+def to_srgb(linear: np.ndarray) -> np.ndarray:
+    """Convert linear light in [0, 1] to sRGB (IEC 61966-2-1)."""
+    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+
+
+def write_glb(mesh: Mesh, file: Path, *, with_normals: bool = True) -> None:
     """Write a mesh, upright, in metres, with normals and the colours as the particle shows them.
 
     Its light is in its colours, as seen: they are to be shown as they are (KHR_materials_unlit). A viewer that does not know this
     extension finds a matt material, lit.
+
+    Args:
+        mesh: to write.
+        file: to write it to.
+        with_normals: for viewers that light it all the same.
     """
     glb = _Glb()
     texture = mesh.texture
     copies = slice(None) if texture is None else texture.atlas.vertex
-    attributes = {
-        "POSITION": glb.add(to_gltf(mesh.vertices[copies]), VERTICES, with_range=True),
-        "NORMAL": glb.add(to_gltf(mesh.normals[copies]), VERTICES),
-    }
+    attributes = {"POSITION": glb.add(to_gltf(mesh.vertices[copies]), VERTICES, with_range=True)}
+    if with_normals:
+        attributes["NORMAL"] = glb.add(to_gltf(mesh.normals[copies]), VERTICES)
     if texture is None:
         attributes["COLOR_0"] = glb.add_colors(mesh.vertex_colors)
         faces, base_color = mesh.faces, {}
