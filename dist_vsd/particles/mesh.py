@@ -96,8 +96,8 @@ class MeshParticle(ColoredParticle):
 
     def tetrahedra(self) -> Tetrahedra:
         """Return the tetrahedra among the vertices that are kept, made once for each band."""
-        key = (self.vertices.data_ptr(), self.vertices._version, len(self.vertices), self.vertices.device)
-        if self._tetrahedra is None or self._tetrahedra[0] != key:
+        key = self.vertices, self.vertices._version  # the tensor itself: while it is kept, no other has its place in memory
+        if self._tetrahedra is None or self._tetrahedra[0][0] is not key[0] or self._tetrahedra[0][1] != key[1]:
             self._tetrahedra = key, tetrahedra_among(self.vertices, self.mesh_config.resolution)
         return self._tetrahedra[1]
 
@@ -123,7 +123,7 @@ class MeshParticle(ColoredParticle):
         if self._tetrahedra is None:  # what is kept beside the particle is memory, too
             shapes = {"edges": (sizes.edges, 2), "corners": (sizes.corners, 4), "edges_of": (sizes.corners, 6)}
             held = {name: self.vertices.new_zeros(shape) for name, shape in shapes.items()}
-            self._tetrahedra = None, Tetrahedra(**held, is_border=self.distance > 0, triangles=torch.zeros(0), bits=torch.zeros(0))
+            self._tetrahedra = (None, 0), Tetrahedra(**held, is_border=self.distance > 0, triangles=torch.zeros(0), bits=torch.zeros(0))
         vertices = self.deformation[: sizes.vertices] + self.distance[: sizes.vertices, None]
         return vertices, self.vertices.new_zeros(sizes.faces, 3)
 
