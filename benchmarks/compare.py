@@ -198,7 +198,7 @@ def evaluate_folder(folder: Path, num_samples: int, num_azimuths: int) -> Path:
     """Write the evaluation of a run into its folder, which is returned."""
     torch.set_num_threads(1)  # two processes' threads on two cores wait for one another
     saved, instruments = open_run(folder), instruments_of(num_samples, num_azimuths)
-    write_record(record_of(saved, evaluate_run(saved, instruments), {"instruments": list(instruments.metrics)}), folder)
+    write_record(record_of(folder, saved, evaluate_run(saved, instruments), {"instruments": list(instruments.metrics)}), folder)
     return folder
 
 

@@ -37,7 +37,7 @@ SMALLER = {
     ("train",): EMBEDDED,
     ("render",): ["--size", "24"],
     ("view",): ["--port", "0", "--for-seconds", "0.2"],  # or it goes on until somebody ends it
-    ("export",): ["--resolution", "16", "--threshold", "1", "--texture-size", "512"],
+    ("export",): ["--texture-size", "512"],
     ("evaluate",): ["--num-azimuths", "2", "--num-samples", "2", "--sphere-subdivisions", "0"],
     ("lab",): ["--num-particles", "6", "--num-updates", "2", "--no-pictures"],
     ("bench", "scaling"): ["--ranks", "1", "--repeats", "1", "--num-updates", "2", "--num-warmup", "1", "--strong-particles", "0"],

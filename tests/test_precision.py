@@ -5,6 +5,7 @@ import types
 import pytest
 import torch
 
+from dist_vsd.diffusion.guidance_scale import GuidanceScale
 from dist_vsd.objectives.objective import Batch, Noised
 from dist_vsd.objectives.vsd import Vsd, eps_of_particles
 from dist_vsd.priors.architectures import RandomPrior
@@ -60,7 +61,7 @@ def test_the_gradient_of_vsd_is_the_exact_difference_of_two_networks_in_half_pre
     x_t, t, y = torch.zeros(1, *SHAPE), torch.tensor([500]), prior.embed(["a duck"])
     one = torch.ones(1, 1, 1, 1)
     noised = Noised(x_t, x_t, t, x_t, one, one, w_t * one, y, y.cond, torch.zeros(1, 16), None)
-    objective = Vsd(types.SimpleNamespace(guidance_scale=7.5, score=ScoreConfig()), prior, score)
+    objective = Vsd(types.SimpleNamespace(guidance=GuidanceScale(7.5, 7.5, 0.5), score=ScoreConfig()), prior, score)
     ((_, gradient),) = objective.cotangents(Batch([], None, 0.0, [], noised)).roots
     assert gradient.dtype == torch.float32
     assert torch.equal(gradient, torch.tensor(w_t) * torch.full_like(gradient, 7.5 * step))
