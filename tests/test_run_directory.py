@@ -9,7 +9,7 @@ import pytest
 from dist_vsd.config import RunConfig
 from dist_vsd.config_files import merge, read_yaml
 from dist_vsd.particles.particle_configs import RadianceFieldConfig
-from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
+from dist_vsd.runs.run_directory import RunDirectory, default_run_dir, output_folder
 from dist_vsd.score.score_config import ScoreConfig
 from tests.runs import environment
 
@@ -121,3 +121,10 @@ def test_a_resumed_run_may_not_change_its_trajectory(tmp_path, change, message):
     RunDirectory(tmp_path).claim(CONFIG)
     with pytest.raises(ValueError, match=re.escape(message)):
         RunDirectory(tmp_path).check(RunConfig(**{"prompt": "a green duck", "resume": True} | change))
+
+
+def test_what_a_stage_has_left_is_written_beside_what_the_run_has(tmp_path):
+    assert output_folder(str(tmp_path), "export") == tmp_path / "export"
+    assert output_folder(f"{tmp_path}@coarse", "export") == tmp_path / "export" / "coarse"
+    (tmp_path / "a@b").mkdir()  # a folder's own name wins
+    assert output_folder(str(tmp_path / "a@b"), "export") == tmp_path / "a@b" / "export"

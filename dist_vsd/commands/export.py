@@ -13,7 +13,7 @@ import tyro
 from dist_vsd.commands.arguments import parse
 from dist_vsd.config import nearest
 from dist_vsd.particles.representations import REPRESENTATIONS
-from dist_vsd.runs.run_directory import split_stage
+from dist_vsd.runs.run_directory import output_folder
 from dist_vsd.writable import require_writable_folder
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ class ExportArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(ExportArguments, arguments, "export", DESCRIPTION)
-    folder = Path(parsed.out or Path(split_stage(Path(parsed.run_dir))[0], "export"))
+    folder = Path(parsed.out or output_folder(parsed.run_dir, "export"))
     require_writable_folder(folder, f"--out {parsed.out!r}" if parsed.out else f"{str(folder)!r}", "choose another --out")
 
     from dist_vsd.device import best_device

@@ -11,7 +11,7 @@ import tyro
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.particles.representations import CHANNELS
-from dist_vsd.runs.run_directory import split_stage
+from dist_vsd.runs.run_directory import output_folder
 from dist_vsd.writable import require_writable_folder
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class RenderArguments:
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(RenderArguments, arguments, "render", DESCRIPTION)
-    folder = Path(parsed.out or Path(split_stage(Path(parsed.run_dir))[0], "export" if parsed.kind == "turntable" else "renders"))
+    folder = Path(parsed.out or output_folder(parsed.run_dir, "export" if parsed.kind == "turntable" else "renders"))
     require_writable_folder(folder, f"--out {parsed.out!r}" if parsed.out else f"{str(folder)!r}", "choose another --out")
 
     from dist_vsd.device import best_device

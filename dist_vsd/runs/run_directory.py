@@ -38,6 +38,12 @@ def split_stage(path: Path) -> tuple[Path, str]:
     return (path, "") if not at or path.is_dir() else (Path(directory), stage)
 
 
+def output_folder(path: str, name: str) -> Path:
+    """Return where files of a run directory are written, in a folder of it; of RUN_DIR@STAGE in a folder of that with the stage's name."""
+    directory, stage = split_stage(Path(path))
+    return directory / name / stage
+
+
 class RunDirectory:
     """The folder of one run.
 
