@@ -124,6 +124,8 @@ def test_it_can_not_begin_from_a_picture_nor_from_colours_of_other_sizes():
         MeshParticle.from_particle(SETTINGS, SirenParticle(SirenConfig(), generator()), generator())
     with pytest.raises(ValueError, match="colours of other sizes: use the --field settings"):
         MeshParticle.from_particle(SETTINGS, RadianceField(dataclasses.replace(FIELD, hidden_width=16), generator()), generator())
+    with pytest.raises(ValueError, match="a mesh stays where it is: leave the origin of the field"):
+        MeshParticle.from_particle(SETTINGS, RadianceField(dataclasses.replace(FIELD, track_origin=True), generator()), generator())
     with pytest.raises(ValueError, match="--field.bound 2.0, got 1.0"):
         MeshParticle.from_particle(SETTINGS, RadianceField(dataclasses.replace(FIELD, bound=2.0), generator()), generator())
 

@@ -226,6 +226,8 @@ class MeshParticle(ColoredParticle):
         """
         if not isinstance(other, RadianceField | MeshParticle):
             raise ValueError(f"a mesh can't begin from {type(other).__name__}: start from a radiance_field or a mesh")
+        if other.config.track_origin or config.field.track_origin:
+            raise ValueError("a mesh stays where it is: leave the origin of the field that it begins from too, --field.no-track-origin")
         if other.config.bound != config.field.bound:
             named = f"--field.bound {other.config.bound}, got {config.field.bound}"
             raise ValueError(f"a mesh begins in the cube of what it begins from: {named}")
