@@ -105,10 +105,12 @@ def set_in_stages(config: RunConfig, assignments: Sequence[str]) -> RunConfig:
             raise ValueError(f"--stage {text}: the run has no stage {stage!r}{nearest(stage, stages)}, it has {has}: change --stage")
         held = stages[stage]
         for key in keys[:-1]:
-            held = held.setdefault(key, {})
+            held = held.setdefault(key, {}) if isinstance(held, dict) else held
+        if not isinstance(held, dict):
+            raise ValueError(f"--stage {text}: {'.'.join(keys[:-1])} has no settings of its own: change --stage")
         try:
             held[keys[-1]] = yaml.safe_load(value)
-        except (yaml.YAMLError, TypeError) as error:
+        except yaml.YAMLError as error:
             raise ValueError(f"--stage {text}: the value can't be read: write it as in a YAML file") from error
     counts = [changes.get("num_updates") for changes in stages.values()]
     total = {"num_updates": sum(counts)} if counts and all(isinstance(count, int) for count in counts) else {}
