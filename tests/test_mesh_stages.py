@@ -86,7 +86,7 @@ def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
         (["--stages", "geometry,texture"], "stage geometry begins from what stage coarse leaves: name coarse too, or --start-from RUN_DIR"),
         (["--stages", "coarse,geometri"], "--stages must name some of coarse, geometry, texture, got 'geometri' (did you mean geometry?)"),
         (["--stage", "geometri.num_updates=3"], "--stage geometri.num_updates=3: the run has no stage 'geometri' (did you mean geometry?)"),
-        (["--stage", "geometry.num_updates.x=3"], "--stage geometry.num_updates.x=3: num_updates has no settings of its own: change --stage"),
+        (["--stage", "geometry.num_updates.x=3"], "--stage geometry.num_updates.x=3: num_updates has no settings of its own: change"),
         (["--stage", "geometry.trains=[a"], "--stage geometry.trains=[a: the value can't be read: write it as in a YAML file"),
         (["--stage", "geometry.num_updates"], "--stage geometry.num_updates: must be STAGE.NAME=VALUE"),
         (["--stage", "geometry.trains=[distanse]"], "got 'distanse' (did you mean distance?)"),
