@@ -1,6 +1,6 @@
 # make demo   set up, then two particles of "a green duck" on two ranks: about five minutes on two CPU cores
 # make demo-mesh  the same in three stages, to textured meshes (GLB): some ten minutes
-# make test   set up with what tests need too, then lint and all tests: some ten minutes on two CPU cores; beside them, on every other Python
+# make test   set up with what tests need too, then lint and all tests: some twelve minutes on two CPU cores; beside them, on every other Python
 #             from 3.10 to 3.14 that is installed the tests of a minute, each in an environment of its own (minutes and gigabytes, once)
 # make quick  the tests of a minute (tests/conftest.py); of another Python: make quick PYTHON=python3.13
 # make compare  every objective on the same prompts, seeds and budget (resumable, some three hours); make compare-quick: 3 prompts
