@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import weakref
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from dist_vsd.cameras import turntable
 from dist_vsd.particles import mesh_start
 from dist_vsd.particles.iso_level import _best_level
 from dist_vsd.particles.mesh import MeshParticle
+from dist_vsd.particles.mesh_regularizers import laplacian, normal_consistency
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle_configs import DenseGridConfig, MeshConfig, MeshSettings, RadianceFieldConfig, SirenConfig
 from dist_vsd.particles.radiance_field import RadianceField
@@ -186,6 +188,62 @@ def test_a_saved_state_of_another_size_is_put_back_to_the_bit():
     cameras = turntable(2, 15.0, 2.9, 41.0)
     with torch.no_grad():
         assert torch.equal(fresh.theta.render(cameras, 24).image, theta.render(cameras, 24).image)
+
+
+def test_a_surface_that_takes_no_step_is_found_once_and_another_one_anew():
+    theta = ball()
+    OwnedParticle.of(0, theta, ["mlp"])  # what is not named takes no step
+    first = theta.surface()
+    assert theta.surface()[0] is first[0]
+    with torch.no_grad():
+        theta.distance.add_(0.5)
+    smaller = theta.surface()[0]
+    assert smaller.norm(dim=-1).mean() < first[0].norm(dim=-1).mean()
+    owned = OwnedParticle.of(0, theta, ["distance"])
+    for _ in range(2):  # with gradient and without
+        before = theta.surface()[0]
+        assert before.requires_grad
+        before.square().sum().backward()
+        owned.optimizer.step()
+        with torch.no_grad():
+            assert not torch.equal(theta.surface()[0], before)
+
+
+def test_a_mesh_that_leaves_the_device_leaves_nothing_there():
+    owned = OwnedParticle.of(0, ball(), ["mlp"])
+    tetrahedra, surface = owned.theta.tetrahedra(), owned.theta.surface()
+    kept = [weakref.ref(tensor) for tensor in (tetrahedra.corners, surface[0], owned.theta.distance, owned.theta.vertices)]
+    del tetrahedra, surface
+    owned.replace_tensors(lambda _name, tensor: tensor.clone())
+    assert [tensor() for tensor in kept] == [None] * 4
+
+
+def test_regularisers_are_those_of_a_cube_and_an_octahedron():
+    cube = trimesh.creation.box((1.0, 1.0, 1.0))
+    vertices, faces = torch.tensor(cube.vertices), torch.tensor(cube.faces)
+    assert float(normal_consistency(vertices, faces)) == pytest.approx(12 / 18)  # of 18 edges twelve are right angles, six are diagonals
+    flat = vertices * torch.tensor([1.0, 1.0, 0.0])
+    assert float(normal_consistency(flat[[0, 2, 4, 6]], torch.tensor([[0, 1, 2], [2, 1, 3]]))) == pytest.approx(0.0)
+    assert float(normal_consistency(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64))) == 0.0
+    corners = torch.tensor([[1.0, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]])
+    sides = torch.tensor([[a, b, c] for a in (0, 1) for b in (2, 3) for c in (4, 5)])
+    turned = torch.linalg.det(corners[sides]) < 0
+    sides[turned] = sides[turned].flip(1)
+    assert float(laplacian(corners, sides)) == pytest.approx(1.0)  # the four neighbours of each vertex are around the middle
+
+
+@pytest.mark.parametrize("regularizer", [normal_consistency, laplacian])
+def test_a_step_down_a_regulariser_smooths_a_rough_ball(regularizer):
+    sphere = trimesh.creation.icosphere(subdivisions=2)
+    faces = torch.tensor(sphere.faces)
+    noise = 0.03 * torch.randn(len(sphere.vertices), 3, generator=generator(), dtype=torch.float64)
+    rough = (torch.tensor(sphere.vertices) + noise).requires_grad_()
+    before = regularizer(rough, faces)
+    (gradient,) = torch.autograd.grad(before, rough)
+    for step in (0.01, 0.02):
+        moved = rough.detach() - step * gradient / gradient.abs().max()
+        assert regularizer(moved, faces) < before
+        before = regularizer(moved, faces)
 
 
 def test_a_render_shows_colours_before_the_background_and_normals_along_the_camera():

@@ -19,6 +19,7 @@ from dist_vsd.cameras import Cameras, cast_rays
 from dist_vsd.normal_maps import color_normals
 from dist_vsd.particles import mesh_start
 from dist_vsd.particles.colored_particle import ColoredParticle, as_images
+from dist_vsd.particles.derived import Derived
 from dist_vsd.particles.given_mesh import GivenMesh, distances_to
 from dist_vsd.particles.iso_level import density_volume, suitable_threshold
 from dist_vsd.particles.mesh_regularizers import laplacian, normal_consistency
@@ -76,10 +77,15 @@ class MeshParticle(ColoredParticle):
         self.register_buffer("given_vertices", torch.zeros(0, 3))
         self.register_buffer("given_faces", torch.zeros(0, 3, dtype=torch.int64))
         self.register_buffer("given_uv", torch.zeros(0, 2))
-        self._tetrahedra: tuple[Any, Tetrahedra] | None = None
+        self.forget()
         self.register_buffer("vertices", torch.zeros(0, dtype=torch.int64))
         self.distance, self.deformation = nn.Parameter(torch.zeros(0)), nn.Parameter(torch.zeros(0, 3))
         self.set_distances(mesh_start.ball(settings.mesh.resolution, self.config.bound, self.config.density_radius))
+
+    def forget(self) -> None:
+        """See Particle: what is known of the lattice's connections and of a surface that takes no step."""
+        self._tetrahedra: Derived[Tetrahedra] | None = None
+        self._marched: Derived[tuple[Tensor, Tensor]] | None = None
 
     @property
     def cell(self) -> float:
@@ -96,21 +102,32 @@ class MeshParticle(ColoredParticle):
 
     def tetrahedra(self) -> Tetrahedra:
         """Return the tetrahedra among the vertices that are kept, made once for each band."""
-        key = self.vertices, self.vertices._version  # the tensor itself: while it is kept, no other has its place in memory
-        if self._tetrahedra is None or self._tetrahedra[0][0] is not key[0] or self._tetrahedra[0][1] != key[1]:
-            self._tetrahedra = key, tetrahedra_among(self.vertices, self.mesh_config.resolution)
-        return self._tetrahedra[1]
+        if self._tetrahedra is None or self._tetrahedra.is_outdated(self.vertices):
+            self._tetrahedra = Derived((self.vertices,), tetrahedra_among(self.vertices, self.mesh_config.resolution))
+        return self._tetrahedra.value
 
     def distances_within(self, tetrahedra: Tetrahedra) -> Tensor:
         """Return the (N,) signed distances, in cells; those at the border of the band stay as they are, so that the surface is closed."""
         return torch.where(tetrahedra.is_border, self.distance.detach(), self.distance)
 
     def surface(self) -> tuple[Tensor, Tensor]:
-        """Return the surface's vertices (V, 3), in scene units, and faces (F, 3), counter-clockwise from outside; differentiable."""
+        """Return the surface's vertices (V, 3), in scene units, and faces (F, 3), counter-clockwise from outside; differentiable.
+
+        One that takes no step, as while its colours are painted, is found once.
+        """
         if self.vertices.is_meta:
             return self._assumed_surface()
         if len(self.given_faces):
             return self.given_vertices, self.given_faces
+        made_of = self.vertices, self.distance, self.deformation
+        if any(tensor.requires_grad for tensor in made_of):
+            self._marched = None  # a fused optimizer's step leaves no mark on what it writes to
+            return self._march()
+        if self._marched is None or self._marched.is_outdated(*made_of):
+            self._marched = Derived(made_of, self._march())
+        return self._marched.value
+
+    def _march(self) -> tuple[Tensor, Tensor]:
         tetrahedra, resolution = self.tetrahedra(), self.mesh_config.resolution
         moved = lattice_coordinates(self.vertices, resolution) + MOST_DEFORMATION * self.deformation.tanh()
         positions = moved * self.cell - self.config.bound
@@ -123,7 +140,8 @@ class MeshParticle(ColoredParticle):
         if self._tetrahedra is None:  # what is kept beside the particle is memory, too
             shapes = {"edges": (sizes.edges, 2), "corners": (sizes.corners, 4), "edges_of": (sizes.corners, 6)}
             held = {name: self.vertices.new_zeros(shape) for name, shape in shapes.items()}
-            self._tetrahedra = (None, 0), Tetrahedra(**held, is_border=self.distance > 0, triangles=torch.zeros(0), bits=torch.zeros(0))
+            tetrahedra = Tetrahedra(**held, is_border=self.distance > 0, triangles=torch.zeros(0), bits=torch.zeros(0))
+            self._tetrahedra = Derived((self.vertices,), tetrahedra)
         vertices = self.deformation[: sizes.vertices] + self.distance[: sizes.vertices, None]
         return vertices, self.vertices.new_zeros(sizes.faces, 3)
 

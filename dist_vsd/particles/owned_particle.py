@@ -75,6 +75,7 @@ class OwnedParticle:
         Args:
             moved: given a name, always the same for the same one, and a tensor, returns what takes its place.
         """
+        self.theta.forget()
         for name, old in list(self.theta.named_parameters()):
             new = torch.nn.Parameter(moved(name, old.detach()), requires_grad=old.requires_grad)
             state = {key: moved(f"{name}/{key}", value) for key, value in sorted(self.optimizer.state.pop(old, {}).items())}

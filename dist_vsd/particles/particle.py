@@ -125,6 +125,9 @@ class Particle(nn.Module):
     def count(self, totals: list[Tensor]) -> None:
         """Take in the ``statistics`` of an update, summed over all renders: the same on every rank that shares the particle."""
 
+    def forget(self) -> None:
+        """Drop what was computed of parameters and grids and can be computed again: their tensors leave the device."""
+
     def changes_at(self, update: int) -> bool:
         """Say whether ``after_update`` has something to do after this update; the same on every rank that shares the particle."""
         return False
