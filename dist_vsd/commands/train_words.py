@@ -20,7 +20,7 @@ from dist_vsd.priors.compile_names import require_compile
 from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
-from dist_vsd.training.stages import choose_stages, set_in_stages, stages_of
+from dist_vsd.training.stages import choose_stages, set_in_stages, stage_whose_phi_goes_on, stages_of
 
 DESCRIPTION = """Optimise n particles of one prompt by score distillation.
 
@@ -106,6 +106,7 @@ def prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirecto
 
         check_starts(stages)
     for stage in stages:
+        stage_whose_phi_goes_on(stage)  # or refuse it
         _check_stage(stage.config)
     clip_for(config.prior, config.evaluate_clip)
     return parsed, config, directory
