@@ -92,6 +92,13 @@ def test_a_kept_phi_goes_on_from_the_last_stage_that_had_one_and_resumes_to_the_
     assert different(painted, checkpoint(tmp_path / "run", LAST)) == []
 
 
+def test_a_stage_that_is_done_again_keeps_the_phi_of_the_run_that_it_begins_from(whole, tmp_path):
+    words = [*KEPT, "--stages", "texture", "--start-from", f"{whole[0]}@geometry"]
+    assert "phi goes on from where stage coarse has left it after update 1" in run(tmp_path / "run", words)
+    began, painted = checkpoint(whole[0], 1), checkpoint(tmp_path / "run", 2)
+    assert all(torch.allclose(began[name], painted[name], atol=1e-8) for name in began if name.startswith("phi."))
+
+
 def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
     folder, _ = whole
     words = [*WORDS, "--stages", "texture", "--start-from", f"{folder}@geometry"]

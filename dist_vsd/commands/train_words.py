@@ -20,7 +20,7 @@ from dist_vsd.priors.compile_names import require_compile
 from dist_vsd.priors.table import prior_row
 from dist_vsd.reporting.wandb_reporter import RUN_ID
 from dist_vsd.runs.run_directory import RunDirectory, default_run_dir
-from dist_vsd.training.stages import choose_stages, set_in_stages, stage_whose_phi_goes_on, stages_of
+from dist_vsd.training.stages import choose_stages, set_in_stages, stages_of
 
 DESCRIPTION = """Optimise n particles of one prompt by score distillation.
 
@@ -105,8 +105,12 @@ def prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirecto
         from dist_vsd.runs.start import check_starts
 
         check_starts(stages)
+    if any(stage.config.score.keep for stage in stages) and not config.resume:
+        from dist_vsd.runs.kept_phi import find_kept_phi
+
+        for stage in stages:
+            find_kept_phi(stage, directory.checkpoints)  # or refuse it
     for stage in stages:
-        stage_whose_phi_goes_on(stage)  # or refuse it
         _check_stage(stage.config)
     clip_for(config.prior, config.evaluate_clip)
     return parsed, config, directory

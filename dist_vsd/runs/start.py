@@ -14,19 +14,11 @@ from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle import Particle
 from dist_vsd.distributed.collectives import Collectives
-from dist_vsd.runs.checkpoint import (
-    Checkpoint,
-    left_after,
-    newest_valid,
-    put_back,
-    read_particle,
-    restore,
-    restore_particle,
-    restore_phi,
-)
+from dist_vsd.runs.checkpoint import Checkpoint, left_after, newest_valid, put_back, read_particle, restore, restore_particle
+from dist_vsd.runs.kept_phi import put_kept_phi
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.runs.saved_run import SavedRun, open_run
-from dist_vsd.training.stages import Stage, stage_after, stage_of_checkpoint, stage_whose_phi_goes_on, stages_of
+from dist_vsd.training.stages import Stage, stage_after, stage_of_checkpoint, stages_of
 from dist_vsd.training.state import TrainingState, build_particle
 
 
@@ -193,9 +185,8 @@ def begin(state: TrainingState, directory: RunDirectory, found: Checkpoint | Non
         return found.update, []
     start = Start(state.stage, directory.checkpoints)
     notes = [start.says, *start.put_all(state)] if start.says else []
-    if before := stage_whose_phi_goes_on(state.stage):
-        restore_phi(state, left_after(directory.checkpoints, before.last, state.stage.run))
-        notes.append(f"phi goes on from where stage {before.name} has left it after update {before.last}")
+    if kept := put_kept_phi(state, directory.checkpoints):
+        notes.append(kept)
     return state.stage.first, notes
 
 

@@ -147,26 +147,6 @@ def choose_stages(config: RunConfig, names: str) -> RunConfig:
     return dataclasses.replace(config, stages=stages, num_updates=num_updates)
 
 
-def stage_whose_phi_goes_on(stage: Stage) -> Stage | None:
-    """Return the stage before whose phi this one keeps; None where its own is new.
-
-    Raises:
-        ValueError: there is none before, or its phi has other layers.
-    """
-    if not (stage.config.score.keep and stage.config.objective_row.needs_phi):
-        return None
-    with_phi = [other for other in stages_of(stage.run) if other.first < stage.first and other.config.objective_row.needs_phi]
-    if not with_phi:
-        raise ValueError(f"score.keep: no stage before {stage.name} trains a phi that could go on: drop it")
-    before = with_phi[-1]
-    for name in ("rank", "targets", "alpha", "prior", "camera"):
-        own, theirs = getattr(stage.config.score, name), getattr(before.config.score, name)
-        if own != theirs:
-            differs = f"stage {stage.name} has score.{name} {own}, {before.name} {theirs}"
-            raise ValueError(f"score.keep: {differs}: give both the same, or drop it")
-    return before
-
-
 def _check(name: str, changes: Any, known: tuple[str, ...]) -> None:
     if not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"the name of a stage must be letters, digits, - and _, got {name!r}: rename it")
