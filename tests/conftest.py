@@ -26,12 +26,12 @@ LONGEST = (
 # ranks or whole runs is not among them.
 QUICK = {
     "atlas", "background", "cameras", "captions", "channels", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
-    "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "given_mesh", "glb", "guidance", "help", "image_particle",
-    "hidden_space", "iso_level",
-    "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_rasterization",
-    "kernels_sampling", "kernels_waits", "layout", "mesh", "mesh_pictures", "metrics", "page_meshes", "plan", "process", "radiance_field",
-    "random", "rasterization", "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "tetrahedra",
-    "textured_mesh", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps", "window",
+    "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "given_mesh", "glb", "guidance", "help", "hidden_space",
+    "image_particle", "iso_level", "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing",
+    "kernels_rasterization", "kernels_sampling", "kernels_waits", "layout", "mesh", "mesh_pictures", "metrics", "page_meshes", "plan",
+    "process", "radiance_field", "random", "rasterization", "run_directory", "scenes", "serialization", "shapes", "sweep_plan",
+    "sweep_prompts", "sweep_status", "tetrahedra", "textured_mesh", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps",
+    "window",
 }  # fmt: skip
 
 
