@@ -28,9 +28,9 @@ QUICK = {
     "atlas", "background", "cameras", "captions", "channels", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
     "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "given_mesh", "glb", "guidance", "help", "image_particle",
     "iso_level", "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_rasterization",
-    "kernels_sampling", "kernels_waits", "layout", "mesh", "mesh_pictures", "metrics", "page_meshes", "plan", "process", "radiance_field",
-    "random", "rasterization", "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "tetrahedra",
-    "textured_mesh", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps", "window",
+    "kernels_sampling", "kernels_waits", "layout", "mesh", "mesh_pictures", "metrics", "page_meshes", "plan", "process", "protocols",
+    "radiance_field", "random", "rasterization", "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status",
+    "tetrahedra", "textured_mesh", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps", "window",
 }  # fmt: skip
 
 
