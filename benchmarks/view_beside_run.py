@@ -17,6 +17,7 @@ browser of this machine would take time of its own, one on another machine takes
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -27,7 +28,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,11 @@ class Client:
         self.num_pictures, self.moves = 0, threading.Event()
         self._socket.send(camera_message(0.0))
         for work in (self._receive, self._move):
-            threading.Thread(target=work, daemon=True).start()
+            threading.Thread(target=self._until_closed, args=(work,), daemon=True).start()
+
+    def _until_closed(self, work: Callable[[], None]) -> None:
+        with contextlib.suppress(websockets.ConnectionClosed):  # the viewer is killed in the end
+            work()
 
     def _receive(self) -> None:
         """Count the pictures that arrive."""
