@@ -49,11 +49,11 @@ class SampleArguments:
     num_steps: int = 50
     """Of the sampler."""
     sampler: str = ""
-    """ddim or dpmsolver++; of a rectified flow euler; empty: ddim, or euler of a flow."""
+    """ddim or dpmsolver++; of a flow euler; empty: ddim or euler."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s."""
     seed: int = 0
-    """Of the first picture; the others take the next ones."""
+    """Of the first picture; the next ones follow."""
     enlarge: int = 2
     """Times that each pixel is repeated a side."""
     flow: FlowConfig = FlowConfig()

@@ -11,7 +11,7 @@ class FlowConfig:
     """Of a prior that is a rectified flow: Stable Diffusion 3, FLUX, SANA."""
 
     shift: float | None = None
-    """k of s = k u / (1 + (k - 1) u); None: as the prior's scheduler has it (SD3: 3)."""
+    """k of s = k u / (1 + (k - 1) u); None: the scheduler's own."""
     guidance_embedding: float | None = None
     """The scale that a prior distilled from guidance (FLUX-dev) is told, and phi 1; None: 3.5."""
     image_size: int = 0
