@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 
 from dist_vsd.config import RunConfig
+from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.particles.given_mesh import read_mesh
 from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle import Particle
-from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.runs.checkpoint import Checkpoint, left_after, newest_valid, put_back, read_particle, restore, restore_particle
 from dist_vsd.runs.kept_phi import put_kept_phi
 from dist_vsd.runs.run_directory import RunDirectory
