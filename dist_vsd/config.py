@@ -16,6 +16,7 @@ from dist_vsd.objectives.table import OBJECTIVES, ObjectiveRow
 from dist_vsd.particles.representations import REPRESENTATIONS, Representation
 from dist_vsd.priors.attention_names import ATTENTIONS
 from dist_vsd.priors.compile_names import COMPILES
+from dist_vsd.priors.flow_config import FlowConfig
 from dist_vsd.score.score_config import ScoreConfig
 from dist_vsd.view_words import VIEW_WORDS
 
@@ -245,6 +246,8 @@ class _PlainFields:
     """Of eps_phi."""
     timesteps: TimestepConfig = TimestepConfig()
     """Of t and w(t)."""
+    flow: FlowConfig = FlowConfig()
+    """Of a prior that is a rectified flow."""
     camera: CameraConfig = CameraConfig()
     """Of the cameras that are drawn."""
     prompting: PromptingConfig = PromptingConfig()

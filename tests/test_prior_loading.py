@@ -219,9 +219,9 @@ FOLDER_CASES = {
         ("has a text_encoder of class None, not CLIPTextModel",),
     ),
     "another kind": (
-        lambda p: rewritten(p / "model_index.json", _class_name="FluxPipeline"),
+        lambda p: rewritten(p / "model_index.json", _class_name="KolorsPipeline"),
         (
-            "is a FluxPipeline, not a StableDiffusionPipeline or StableDiffusionXLPipeline",
+            "is a KolorsPipeline, not a StableDiffusionPipeline or StableDiffusionXLPipeline",
             "choose Stable Diffusion 1.x, 2.x, an XL base model or MVDream",
         ),
     ),

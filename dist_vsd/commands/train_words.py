@@ -56,8 +56,8 @@ PAGES = Pages(
             "--mesh.", "--regularization.", "--image.", "--latent.", "--siren.",
         ),
         "Objectives and priors": (
-            "--objective", "--prior", "--guidance-scale", "--fine-guidance-scale", "--negative-prompt", "--timesteps.", "--sds.", "--clip.",
-            "--ancestral.",
+            "--objective", "--prior", "--guidance-scale", "--fine-guidance-scale", "--negative-prompt", "--timesteps.", "--flow.", "--sds.",
+            "--clip.", "--ancestral.",
         ),
         "eps_phi": ("--score.",),
         "Cameras and prompts by view": ("--camera.", "--prompting."),
@@ -116,7 +116,8 @@ def _check_stage(config: RunConfig) -> None:
     row = prior_row(config.prior)
     require_attention(config.attention, config.precision, row.attentions)
     require_compile(config.compile, config.deterministic, row.compiles)
-    row.check(config.prior, [*config.texts, config.negative_prompt], config.score.prior if config.objective_row.needs_phi else "")
+    prior_of_phi = config.score.prior if config.objective_row.needs_phi else ""
+    row.check(config.prior, [*config.texts, config.negative_prompt], prior_of_phi, config.flow)
     if row.views_per_shot > 1 and config.is_flat:
         raise ValueError(
             f"the prior scores {row.views_per_shot} views of an object together, representation {config.representation} has one: use "

@@ -8,6 +8,17 @@ KNOWN_PRIORS = {
     "Stable Diffusion 1.5": "stable-diffusion-v1-5/stable-diffusion-v1-5",
     "Stable Diffusion XL": "stabilityai/stable-diffusion-xl-base-1.0",
 }
+# Rectified flows, likewise.
+KNOWN_FLOWS = {
+    "Stable Diffusion 3 medium": "stabilityai/stable-diffusion-3-medium-diffusers",
+    "Stable Diffusion 3.5 medium": "stabilityai/stable-diffusion-3.5-medium",
+    "Stable Diffusion 3.5 large": "stabilityai/stable-diffusion-3.5-large",
+    "SANA 1.6B": "Efficient-Large-Model/Sana_1600M_512px_diffusers",
+    "FLUX.1-dev": "black-forest-labs/FLUX.1-dev",
+}
+# Those whose weights the hub hands out to whom has accepted their licence.
+GATED = tuple(name for name in KNOWN_FLOWS.values() if "Sana" not in name)
+SUGGESTED_FLOW = KNOWN_FLOWS["Stable Diffusion 3 medium"]
 SUGGESTED = KNOWN_PRIORS["Stable Diffusion 2.1-base"]
 # Names under which they were published once, or are called by, and are not to be had.
 GONE = {
@@ -27,14 +38,19 @@ def instead_of(prior: str) -> str:
     return f" (use {named})" if named else ""
 
 
-def require_named(prior: str) -> None:
+def require_named(prior: str, is_flow: bool = False) -> None:
     """Refuse a configuration that names no prior, as the presets for Stable Diffusion do.
+
+    Args:
+        prior: the name.
+        is_flow: whether the preset is for a rectified flow.
 
     Raises:
         ValueError: with the words to type.
     """
     if not prior.strip():
-        others = ", ".join(f"{name} for {title}" for title, name in KNOWN_PRIORS.items() if name != SUGGESTED)
+        known, suggested = (KNOWN_FLOWS, SUGGESTED_FLOW) if is_flow else (KNOWN_PRIORS, SUGGESTED)
+        others = ", ".join(f"{name} for {title}" for title, name in known.items() if name != suggested)
         raise ValueError(
-            f"no prior is named, and the preset has none: give one, as in --prior {SUGGESTED} ({others}), or a pipeline folder of yours"
+            f"no prior is named, and the preset has none: give one, as in --prior {suggested} ({others}), or a pipeline folder of yours"
         )

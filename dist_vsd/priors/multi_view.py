@@ -18,8 +18,9 @@ from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.attention import use_attention
 from dist_vsd.priors.camera_pose import MVDREAM_WORLD, camera_pose
+from dist_vsd.priors.networks import dtype_of
 from dist_vsd.priors.pipeline_folder import MVDREAM, POSE_WIDTH, VIEWS_TOGETHER, PipelineFolder, find_pipeline
-from dist_vsd.priors.stable_diffusion import DenoisingUnet, StableDiffusionPrior, dtype_of
+from dist_vsd.priors.stable_diffusion import DenoisingUnet, StableDiffusionPrior
 from dist_vsd.serialization import read_tensors
 
 

@@ -57,12 +57,12 @@ def weight_files(folder: Path, stem: str, variant: str | None) -> list[Path]:
 
 
 def find_variant(folder: Path, stem: str, prior: str) -> str | None:
-    """Return the variant of a component's weights, None (plain) before "fp16".
+    """Return the variant of a component's weights: None (plain), else "fp16", else "bf16".
 
     Raises:
         ValueError: there are none, or pickled ones alone, or a shard is missing.
     """
-    for variant in (None, "fp16"):
+    for variant in (None, "fp16", "bf16"):
         files = weight_files(folder, stem, variant)
         shards = [match for match in (_SHARD.search(file.name) for file in files) if match]
         if shards and len(shards) == len(files) != int(shards[0][2]):

@@ -1,4 +1,4 @@
-"""Finding and checking a pipeline of Stable Diffusion before anything is built from it.
+"""Finding a pipeline and checking it before anything is built from it; what is checked of a flow is in flow_folder.py.
 
 Everything that can be wrong with a prior is told here, in one line, before a run directory is made.
 """
@@ -12,19 +12,29 @@ import re
 from pathlib import Path
 from typing import Any
 
-from dist_vsd.priors.hub import download, is_hub_id
-from dist_vsd.priors.known import instead_of, require_named
+from dist_vsd.priors.flow_folder import check_flow_folder
+from dist_vsd.priors.hub import download, in_cache, is_hub_id
+from dist_vsd.priors.known import KNOWN_FLOWS, instead_of, require_named
 from dist_vsd.priors.mvdream_files import CAMERA_TENSOR, FIRST_TENSOR, MVDREAM_PIPELINES, MVDREAM_UNET, unet_settings
-from dist_vsd.priors.pipeline_files import LDM_PREFIXES, check_tokenizer, find_variant, read_json, read_shapes, weight_files
+from dist_vsd.priors.pipeline_files import check_tokenizer, find_variant, read_json, read_shapes
+from dist_vsd.priors.pipeline_kinds import (
+    FACTS_FILE,
+    FLOWS,
+    MVDREAM,
+    STABLE_DIFFUSION,
+    STABLE_DIFFUSION_XL,
+    TOKENIZERS,
+    VIEWS_TOGETHER,
+    WEIGHTED,
+    PipelineFolder,
+    part_of,
+    text_encoders,
+)
 
 EMBEDDED_NAME, MULTI_VIEW_NAME = "embedded", "embedded-multiview"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
 # The priors that ship, all of the same world and of the same CLIP.
 EMBEDDED_FOLDERS = {EMBEDDED_NAME: EMBEDDED_FOLDER, MULTI_VIEW_NAME: EMBEDDED_FOLDER.with_name("multi_view_weights")}
-VIEWS_TOGETHER = 4  # that a multi-view prior scores as one sample
-STABLE_DIFFUSION, STABLE_DIFFUSION_XL, MVDREAM = "StableDiffusionPipeline", "StableDiffusionXLPipeline", "MVDreamPipeline"
-# Components with weights, and the stem of their weight files.
-WEIGHTED = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model", "text_encoder_2": "model"}
 COMPONENT_CLASSES = {
     "unet": "UNet2DConditionModel", "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection",
@@ -33,7 +43,6 @@ COMPONENT_CLASSES = {
 FIRST_TENSORS = {"unet": "conv_in.weight", "vae": "encoder.conv_in.weight"}
 FIRST_TENSORS |= dict.fromkeys(("text_encoder", "text_encoder_2"), "token_embedding.weight")
 LDM_FIRST_OF_UNET = "model.diffusion_model.input_blocks.0.0.weight"
-FACTS_FILE = "dist_vsd.json"
 POSE_WIDTH = 16  # a flattened camera-to-world matrix
 SDXL_LATENT_SCALE = 8  # pixels of a latent's side, in every SDXL
 HOW_TO_NAME = (
@@ -41,58 +50,6 @@ HOW_TO_NAME = (
     "(ORGANISATION/NAME[@REVISION])"
 )
 _SINGLE_FILE = re.compile(r"(?P<file>.*\.safetensors)(\+(?P<configs>.+))?", re.IGNORECASE)
-
-
-@dataclasses.dataclass(frozen=True)
-class PipelineFolder:
-    """A checked pipeline.
-
-    Attributes:
-        path: of the folder with its configurations and tokenizers, and, unless there is a single file, its weights.
-        variants: for each weighted component, the variant of its files ("fp16") or None.
-        facts: of FACTS_FILE, which only priors of this program's recipes have: their vocabulary, the cameras that they were trained on, and
-            how many views they score together (views_per_shot), if more than one.
-        kind: STABLE_DIFFUSION, STABLE_DIFFUSION_XL or MVDREAM.
-        single_file: with the weights of all components in the original layout, or None.
-        zeros_for_empty_prompt: whether the empty negative prompt stands for zeros, not for its embedding.
-    """
-
-    path: Path
-    variants: dict[str, str | None]
-    facts: dict[str, Any]
-    kind: str = STABLE_DIFFUSION
-    single_file: Path | None = None
-    zeros_for_empty_prompt: bool = False
-
-    @property
-    def text_encoders(self) -> list[tuple[str, str]]:
-        """The names of its text encoders, each with its tokenizer's."""
-        return _text_encoders(self.kind)
-
-    @property
-    def views_per_shot(self) -> int:
-        """How many views it scores together."""
-        return VIEWS_TOGETHER if self.kind == MVDREAM else self.facts.get("views_per_shot", 1)
-
-    @property
-    def unet_settings(self) -> dict[str, Any]:
-        """The UNet's configuration in the terms of diffusers."""
-        return unet_settings(read_json(self.path / "unet" / "config.json", str(self.path)), str(self.path))
-
-    def files(self, component: str) -> list[Path]:
-        """Return the files that hold a component's weights."""
-        if self.single_file is not None:
-            return [self.single_file]
-        return weight_files(self.path / component, WEIGHTED[component], self.variants[component])
-
-    def shapes(self, component: str) -> dict[str, tuple[int, ...]]:
-        """Return the shape of each of a component's tensors, by the headers of its files.
-
-        Raises:
-            ValueError: a file can't be read.
-        """
-        shapes = read_shapes(self.files(component), str(self.path))
-        return _part(shapes, component) if self.single_file is not None else shapes
 
 
 def find_pipeline(prior: str) -> PipelineFolder:
@@ -146,23 +103,16 @@ def check_vocabulary(prompts: list[str], folder: PipelineFolder) -> None:
         raise ValueError(f"the embedded prior does not know {', '.join(map(repr, unknown))}{hint}: it knows the words {' '.join(known)}")
 
 
-def _text_encoders(kind: str) -> list[tuple[str, str]]:
-    pairs = [("text_encoder", "tokenizer"), ("text_encoder_2", "tokenizer_2")]
-    return pairs if kind == STABLE_DIFFUSION_XL else pairs[:1]
-
-
-def _part(shapes: dict[str, tuple[int, ...]], component: str) -> dict[str, tuple[int, ...]]:
-    return {name: shape for name, shape in shapes.items() if name.startswith(LDM_PREFIXES[component])}
-
-
 def _download(prior: str, with_weights: bool) -> Path:
-    folders = [*WEIGHTED, "tokenizer", "tokenizer_2", "scheduler"]
+    folders = [*WEIGHTED, *TOKENIZERS, "scheduler"]
     endings = ["json", "txt", "safetensors"] if with_weights else ["json", "txt"]
     return download(prior, ["model_index.json", *(f"{folder}/*.{ending}" for folder in folders for ending in endings)])
 
 
 def _check_folder(path: Path, prior: str) -> PipelineFolder:
     """Check a folder with its weights."""
+    if read_json(path / "model_index.json", prior).get("_class_name") in FLOWS:
+        return check_flow_folder(path, prior)
     folder = _check_configs(path, prior)
     variants = {component: find_variant(path / component, WEIGHTED[component], prior) for component in folder.variants}
     facts = read_json(path / FACTS_FILE, prior) if (path / FACTS_FILE).exists() else {}
@@ -203,10 +153,25 @@ def is_multi_view(prior: str) -> bool:
     return found.get("views_per_shot", 1) != 1 or found.get("_class_name") in MVDREAM_PIPELINES
 
 
+def is_flow(prior: str) -> bool:
+    """Say whether a name means a rectified flow, by its model_index.json, here or in the hub's cache, or by a name that is known."""
+    if prior in EMBEDDED_FOLDERS:
+        file: Path | None = EMBEDDED_FOLDERS[prior] / "model_index.json"
+    elif not is_hub_id(prior):
+        file = Path(prior) / "model_index.json"
+    elif prior.partition("@")[0] in KNOWN_FLOWS.values():
+        return True
+    else:
+        file = in_cache(prior, "model_index.json")
+    with contextlib.suppress(ValueError, OSError, RuntimeError):  # no folder, or none of a pipeline
+        return file is not None and read_json(file.expanduser(), prior).get("_class_name") in FLOWS
+    return False
+
+
 def _check_single_file(file: Path, configs: str | None, prior: str) -> PipelineFolder:
     """Check a single file with the folder of its configurations."""
     shapes = read_shapes([file], prior)
-    if not all(_part(shapes, component) for component in ("unet", "vae", "text_encoder")):
+    if not all(part_of(shapes, component) for component in ("unet", "vae", "text_encoder")):
         raise ValueError(
             f"prior {prior!r} is not a whole model in the original layout (model.diffusion_model, first_stage_model and a text encoder): "
             "give one, or a pipeline folder"
@@ -233,7 +198,7 @@ def _check_single_file(file: Path, configs: str | None, prior: str) -> PipelineF
     if "v_pred" in shapes and predicts != "v_prediction":  # a mark that v-predicting XL files carry
         raise ValueError(f"prior {prior!r} says that it predicts v, {path} has prediction_type {predicts!r}: name another folder after +")
     for component in folder.variants:
-        _check_shapes(_part(shapes, component), component, path, prior)
+        _check_shapes(part_of(shapes, component), component, path, prior)
     return folder
 
 
@@ -245,9 +210,9 @@ def _check_configs(path: Path, prior: str) -> PipelineFolder:
     if kind not in (STABLE_DIFFUSION, STABLE_DIFFUSION_XL, MVDREAM):
         raise ValueError(
             f"prior {prior!r} is a {kind}, not a {STABLE_DIFFUSION} or {STABLE_DIFFUSION_XL}: "
-            "choose Stable Diffusion 1.x, 2.x, an XL base model or MVDream"
+            "choose Stable Diffusion 1.x, 2.x, an XL base model or MVDream, or the folder of Stable Diffusion 3, FLUX or SANA"
         )
-    encoders, tokenizers = zip(*_text_encoders(kind), strict=True)
+    encoders, tokenizers = zip(*text_encoders(kind), strict=True)
     components = ("unet", "vae", *encoders)
     for name in (*components, *tokenizers, "scheduler"):
         if not (path / name).is_dir():
@@ -270,7 +235,7 @@ def _check_configs(path: Path, prior: str) -> PipelineFolder:
 def _check_widths(configs: dict[str, dict[str, Any]], kind: str, prior: str) -> None:
     """Refuse parts that don't belong together, by their configurations."""
     unet, vae = configs["unet"], configs["vae"]
-    text_width = sum(configs[name].get("hidden_size", 512) for name, _ in _text_encoders(kind))  # transformers leaves defaults out
+    text_width = sum(configs[name].get("hidden_size", 512) for name, _ in text_encoders(kind))  # transformers leaves defaults out
     wanted, given = unet.get("cross_attention_dim"), (unet.get("in_channels"), vae.get("latent_channels", 4))
     if isinstance(wanted, int) and wanted != text_width:
         raise ValueError(f"prior {prior!r} is of mixed parts: its unet reads texts of width {wanted}, its text encoders write {text_width}")

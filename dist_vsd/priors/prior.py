@@ -20,14 +20,23 @@ class Text:
 
     Attributes:
         tokens: (B, num_tokens, width) embeddings of the tokens.
-        pooled: (B, pooled_width) embeddings of the whole texts, which SDXL's denoiser wants beside them; else None.
+        pooled: (B, pooled_width) embeddings of the whole texts, which the denoisers of SDXL, Stable Diffusion 3 and FLUX want beside them;
+            else None.
         projected: (B, N) what the prior's own network makes of the tokens before anything else, whatever x_t and t: the keys and values
             of its attention to the text, which are computed once a text and not in every pass; None: the network computes them.
+        mask: (B, num_tokens) 1 where a token is the text's and 0 where it is padding, for a network that does not look at padding; else
+            None.
     """
 
     tokens: Tensor
     pooled: Tensor | None = None
     projected: Tensor | None = None
+    mask: Tensor | None = None
+
+    @property
+    def fields(self) -> tuple[Tensor | None, ...]:
+        """What ``Text(*fields)`` takes."""
+        return self.tokens, self.pooled, self.projected, self.mask
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
@@ -41,13 +50,17 @@ class Text:
         return self._each(lambda rows: rows.expand(count, *rows.shape[1:]))
 
     def lerp(self, other: Text, weight: Tensor) -> Text:
-        """Return (1 - weight) self + weight other, for (B,) weights; keys and values are linear in the tokens, and follow."""
+        """Return (1 - weight) self + weight other, for (B,) weights; keys and values are linear in the tokens, and follow.
+
+        Of two masks a token is seen that either of the texts has, if its weight is not zero.
+        """
 
         def mix(a: Tensor, b: Tensor) -> Tensor:
             return torch.lerp(a, b, weight.to(a).reshape(-1, *[1] * (a.ndim - 1)))
 
         pairs = ((self.pooled, other.pooled), (self.projected, other.projected))
-        return Text(mix(self.tokens, other.tokens), *(None if a is None or b is None else mix(a, b) for a, b in pairs))
+        mask = None if self.mask is None or other.mask is None else mix(self.mask, other.mask).gt(0).to(self.mask)
+        return Text(mix(self.tokens, other.tokens), *(None if a is None or b is None else mix(a, b) for a, b in pairs), mask)
 
     @staticmethod
     def cat(texts: Sequence[Text]) -> Text:
@@ -57,12 +70,14 @@ class Text:
             known = [one for one in rows if one is not None]
             return torch.cat(known) if len(known) == len(texts) else None
 
-        tokens = torch.cat([text.tokens for text in texts])
-        return Text(tokens, join([text.pooled for text in texts]), join([text.projected for text in texts]))
+        tokens, *others = zip(*(text.fields for text in texts), strict=True)
+        return Text(torch.cat(tokens), *map(join, map(list, others)))
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Text:
-        pooled, projected = (None if rows is None else change(rows) for rows in (self.pooled, self.projected))
-        return Text(change(self.tokens), pooled, projected)
+        return Text(*(None if rows is None else change(rows) for rows in self.fields))
+
+
+NUM_FIELDS = len(dataclasses.fields(Text))
 
 
 @dataclasses.dataclass(frozen=True)

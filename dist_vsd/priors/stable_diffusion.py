@@ -17,10 +17,11 @@ from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import VariancePreserving
 from dist_vsd.priors.attention import use_attention
 from dist_vsd.priors.compiled import compile_regions, repeated
-from dist_vsd.priors.networks import load_network, placed
+from dist_vsd.priors.networks import dtype_of, load_network, placed
 from dist_vsd.priors.pipeline_files import read_json
 from dist_vsd.priors.pipeline_folder import SDXL_LATENT_SCALE, STABLE_DIFFUSION_XL, PipelineFolder, find_pipeline
-from dist_vsd.priors.prior import Text, TextEmbeddings
+from dist_vsd.priors.pipeline_kinds import FLOWS
+from dist_vsd.priors.prior import NUM_FIELDS, Text, TextEmbeddings
 from dist_vsd.priors.text_encoder import embed_texts
 from dist_vsd.priors.text_projections import TextProjections
 
@@ -185,7 +186,7 @@ class StableDiffusionPrior:
         if hasattr(next(self.unet.parameters()), "ds_id"):  # ZeRO 3 gathers the weights in the modules' hooks
             return self.network(x_t, t, y, cameras)
         seen_from = () if cameras is None or not self.knows_cameras else cameras.tensors()
-        return self._predicted(x_t, t, y.tokens, y.pooled, y.projected, *seen_from)
+        return self._predicted(x_t, t, *y.fields, *seen_from)
 
     def use_attention(self, attention: str) -> None:
         """Let the UNet, and those of network_of(), attend by a back end of attention_names.ATTENTIONS that is there."""
@@ -203,7 +204,7 @@ class StableDiffusionPrior:
 
     def _repeat(self) -> None:
         def predict(x_t: Tensor, t: Tensor, *given: Tensor) -> Tensor:
-            return self.network(x_t, t, Text(*given[:3]), Cameras.of_tensors(given[3:]))
+            return self.network(x_t, t, Text(*given[:NUM_FIELDS]), Cameras.of_tensors(given[NUM_FIELDS:]))
 
         self._predicted = repeated(predict, self.compiled)
         self._means = repeated(lambda image: self.vae.encode(image).latent_dist.mean, self.compiled)
@@ -257,17 +258,17 @@ def _micro_conditioning(height: int, width: int, device: torch.device) -> Tensor
     return torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
 
 
-def dtype_of(network: nn.Module) -> torch.dtype:
-    """Return the dtype of a network's weights; diffusers' own ``dtype`` goes through all modules first, 2 ms each time."""
-    return next(network.parameters()).dtype
-
-
 def check_unet_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:
     """Refuse a UNet of other latents, texts or noise levels than the teacher's; what it predicts, eps or v, may differ.
 
     Raises:
         ValueError: naming what differs.
     """
+    if folder.kind in FLOWS:
+        raise ValueError(
+            f"phi's prior {str(folder.path)!r} is a rectified flow ({FLOWS[folder.kind].title}), the teacher is none: choose another "
+            "--score.prior"
+        )
     one, other = (_what_unets_share(pipeline) for pipeline in (folder, teacher))
     for name, value in one.items():
         if value != other[name]:

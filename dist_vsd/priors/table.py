@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 from dist_vsd.priors.architecture_names import is_random_prior
 from dist_vsd.priors.attention_names import ATTENTIONS
 from dist_vsd.priors.compile_names import COMPILES
-from dist_vsd.priors.pipeline_folder import VIEWS_TOGETHER, is_multi_view
+from dist_vsd.priors.flow_config import FlowConfig
+from dist_vsd.priors.known import SUGGESTED_FLOW, require_named
+from dist_vsd.priors.pipeline_folder import VIEWS_TOGETHER, is_flow, is_multi_view
 
 if TYPE_CHECKING:
     import torch
@@ -26,13 +28,14 @@ class PriorRow:
     """What the rest of the program knows of a kind of prior.
 
     Attributes:
-        made_by: "module:Class" of it; its ``load(name, device, dtype)`` returns a Prior.
+        made_by: "module:Class" of it; its ``load(name, device, dtype)`` returns a Prior, and takes ``flow`` if it is one.
         checked_by: "module:function", given a name, the texts that will be embedded, and the name of phi's own prior or "". It raises
-            ValueError, in one line, for what can't be used.
+            ValueError, in one line, for what can't be used. A flow's is given, fourth, what is asked of the flow.
         means: whether a name, as --prior takes it, is of this kind.
         views_per_shot: V, how many views of a particle it scores together.
         attentions: what can compute its attention, of attention_names.ATTENTIONS; more than sdpa means that it has ``use_attention``.
         compiles: how it can be compiled, of compile_names.COMPILES; more than off means that it has ``use_compile``.
+        is_flow: whether it is a rectified flow, whose sampler is euler, and which a configuration's section ``flow`` is for.
     """
 
     made_by: str
@@ -41,6 +44,7 @@ class PriorRow:
     views_per_shot: int = 1
     attentions: tuple[str, ...] = ("sdpa",)
     compiles: tuple[str, ...] = ("off",)
+    is_flow: bool = False
 
     def load(
         self,
@@ -49,10 +53,14 @@ class PriorRow:
         dtype: torch.dtype | None = None,
         attention: str = "sdpa",
         compiled: str = "off",
+        flow: FlowConfig | None = None,
     ) -> Prior:
         """Load a prior of this kind; ValueError if it can't be used."""
         kind = pkgutil.resolve_name(self.made_by)
-        prior = kind.load(name, device) if dtype is None else kind.load(name, device, dtype)
+        options = {} if dtype is None else {"dtype": dtype}
+        if self.is_flow and flow is not None:
+            options["flow"] = flow
+        prior = kind.load(name, device, **options)
         if attention != "sdpa":
             assert attention in self.attentions, (attention, self.attentions)  # require_attention() is asked before
             prior.use_attention(attention)
@@ -61,9 +69,27 @@ class PriorRow:
             prior.use_compile(compiled)
         return prior
 
-    def check(self, name: str, texts: Sequence[str], prior_of_phi: str = "") -> None:
+    def check(
+        self,
+        name: str,
+        texts: Sequence[str],
+        prior_of_phi: str = "",
+        flow: FlowConfig = FlowConfig(),  # noqa: B008 - frozen
+    ) -> None:
         """Refuse what can't be used, before anything is loaded or written; ValueError in one line."""
-        pkgutil.resolve_name(self.checked_by)(name, texts, prior_of_phi)
+        check = pkgutil.resolve_name(self.checked_by)
+        if self.is_flow:
+            check(name, texts, prior_of_phi, flow)
+            return
+        asked = [field.name for field in dataclasses.fields(flow) if getattr(flow, field.name) != field.default]
+        if asked:
+            require_named(name, is_flow=True)
+        check(name, texts, prior_of_phi)
+        if asked and not is_flow(name):  # a name of the hub is found to be one when it has come
+            raise ValueError(
+                f"flow.{asked[0]} is for a prior that is a rectified flow, {name!r} is none: drop --flow.{asked[0].replace('_', '-')}, or "
+                f"give another --prior, such as {SUGGESTED_FLOW}"
+            )
 
 
 # The last row that means a name has it. The first one takes what is left, and refuses what is no name with the names that there are.
@@ -81,6 +107,9 @@ PRIORS: dict[str, PriorRow] = {
         means=is_multi_view,
         views_per_shot=VIEWS_TOGETHER,
         attentions=ATTENTIONS,
+    ),
+    "flow": PriorRow(
+        made_by="dist_vsd.priors.flow:FlowPrior", checked_by="dist_vsd.priors.flow_check:check_flow", means=is_flow, is_flow=True
     ),
     "random": PriorRow(
         made_by="dist_vsd.priors.architectures:RandomPrior",
@@ -103,6 +132,7 @@ def load_prior(
     dtype: torch.dtype | None = None,
     attention: str = "sdpa",
     compiled: str = "off",
+    flow: FlowConfig | None = None,
 ) -> Prior:
     """Load a prior by its name, of whatever kind it is.
 
@@ -112,8 +142,9 @@ def load_prior(
         dtype: of their weights; None: fp32.
         attention: what computes its attention, of attention_names.ATTENTIONS.
         compiled: how it is compiled, of compile_names.COMPILES.
+        flow: what is asked of one that is a rectified flow; None: nothing.
 
     Raises:
         ValueError: it is missing, incomplete, damaged or of another kind, or the attention is not there.
     """
-    return prior_row(name).load(name, device, dtype, attention, compiled)
+    return prior_row(name).load(name, device, dtype, attention, compiled, flow)

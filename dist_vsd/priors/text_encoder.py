@@ -1,4 +1,4 @@
-"""Texts as Stable Diffusion's denoisers read them: one CLIP text encoder, or XL's two. Each text is embedded once and kept on disk."""
+"""Texts as denoisers read them: by one CLIP text encoder, XL's two, or a flow's. Each text is embedded once and kept on disk."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 from dist_vsd.priors.embedding_cache import file_digest, read_entry, write_entry
+from dist_vsd.priors.flow_text import Negative, encode_for_flow
 from dist_vsd.priors.networks import load_network
-from dist_vsd.priors.pipeline_folder import STABLE_DIFFUSION_XL, PipelineFolder
+from dist_vsd.priors.pipeline_kinds import FLOWS, SANA, STABLE_DIFFUSION_XL, PipelineFolder
 from dist_vsd.priors.prior import Text
 from dist_vsd.priors.prompts import check_prompts, load_tokenizers
 
@@ -22,8 +23,12 @@ EMBEDDING_VERSION = 1
 ENCODER_CLASSES = {"text_encoder": CLIPTextModel, "text_encoder_2": CLIPTextModelWithProjection}
 
 
-def embed_texts(folder: PipelineFolder, texts: Sequence[str], device: torch.device | str = "cpu") -> Text:
-    """Embed texts, from the cache as far as it has them; encoders are loaded for the others alone, in fp32, and freed again.
+def embed_texts(
+    folder: PipelineFolder, texts: Sequence[str], device: torch.device | str = "cpu", negative: Sequence[str] = ()
+) -> Text:
+    """Embed texts, from the cache as far as it has them; encoders are loaded for the others alone and freed again.
+
+    CLIP computes in fp32, T5 and Gemma in bf16.
 
     Each is embedded by itself: so its embedding is the same to the bit whatever else is asked for, or was kept before.
 
@@ -31,33 +36,45 @@ def embed_texts(folder: PipelineFolder, texts: Sequence[str], device: torch.devi
         folder: of the prior.
         texts: B of them.
         device: to embed on, and of the result.
+        negative: texts of the unconditional branch, whose rows follow; SANA reads them without its instruction.
 
     Returns:
-        B rows in fp32. Stable Diffusion 1.x and 2.x: the encoder's output. XL: the states of both encoders before their last
-        layer, side by side, and the second one's projected embedding of the whole text as ``pooled``.
+        B rows (and those of ``negative``) in fp32. Stable Diffusion 1.x and 2.x: the encoder's output. XL: the states of both encoders
+        before their last layer, side by side, and the second one's projected embedding of the whole text as ``pooled``. A flow: what
+        encode_for_flow() gives.
 
     Raises:
         ValueError: a text can't be read (see check_prompts), or an encoder can't be loaded.
     """
-    check_prompts(texts, folder)
+    check_prompts([*texts, *negative], folder)
     maker = _fingerprint(folder, torch.device(device).type)
-    keys = {text: hashlib.sha256(json.dumps([maker, text]).encode()).hexdigest() for text in texts}
+    asked = [*texts, *(Negative(text) for text in negative)] if folder.kind == SANA else [*texts, *negative]
+    keys = {text: hashlib.sha256(json.dumps([maker, *_spelled(text)]).encode()).hexdigest() for text in asked}
     rows = {text: entry for text, key in keys.items() if (entry := read_entry(key)) is not None}
     missing = [text for text in keys if text not in rows]
     if missing:
-        for text, row in zip(missing, _encode(folder, missing, device), strict=True):
+        encode = encode_for_flow if folder.kind in FLOWS else _encode
+        for text, row in zip(missing, encode(folder, missing, device), strict=True):
             rows[text] = row
             write_entry(keys[text], row)
-    tokens, pooled = (
-        torch.stack([rows[text][name] for text in texts]).to(device) if name in rows[texts[0]] else None for name in ("tokens", "pooled")
+    tokens, pooled, mask = (
+        torch.stack([rows[text][name] for text in asked]).to(device) if name in rows[asked[0]] else None
+        for name in ("tokens", "pooled", "mask")
     )
     assert tokens is not None
-    return Text(tokens, pooled)
+    return Text(tokens, pooled, mask=mask)
+
+
+def _spelled(text: str | Negative) -> list[str]:
+    """Return what a text's entry in the cache is called by."""
+    return [text.words, "negative"] if isinstance(text, Negative) else [text]
 
 
 def _fingerprint(folder: PipelineFolder, device_type: str) -> list[str]:
     """Return what an embedding depends on beside its text: kind, encoders and tokenizers by content, and who computes."""
     parts = [str(EMBEDDING_VERSION), folder.kind, torch.__version__, transformers.__version__, device_type]
+    if folder.kind in FLOWS:
+        parts += [str(folder.num_long_tokens), str(folder.config("transformer").get("joint_attention_dim"))]
     for encoder, tokenizer in folder.text_encoders:
         words = sorted(file for file in (folder.path / tokenizer).iterdir() if file.suffix in (".json", ".txt"))
         for file in (*folder.files(encoder), folder.path / encoder / "config.json", *words):

@@ -14,7 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.priors.compiled import repeated
-from dist_vsd.priors.prior import Network, Text
+from dist_vsd.priors.prior import NUM_FIELDS, Network, Text
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
 from dist_vsd.score.lora_layer import CastLoraConv2d, CastLoraLinear, CastOnce
 from dist_vsd.score.score_config import ScoreConfig
@@ -60,7 +60,7 @@ class LoraScore(nn.Module):
         self._offset: Tensor | None = None
         network.time_embedding.register_forward_hook(self._add_offset)
         def ask(x_t: Tensor, t: Tensor, pose: Tensor, *given: Tensor) -> Tensor:
-            return self._ask(x_t, t, Text(*given[:3]), pose, Cameras.of_tensors(given[3:]))
+            return self._ask(x_t, t, Text(*given[:NUM_FIELDS]), pose, Cameras.of_tensors(given[NUM_FIELDS:]))
 
         self._repeated = repeated(ask, network.compiled)
 
@@ -117,7 +117,7 @@ class LoraScore(nn.Module):
             Like x_t; the gradient flows to phi and x_t.
         """
         if self._can_be_repeated():
-            return self._repeated(x_t, t, pose, y.tokens, y.pooled, y.projected, *(() if cameras is None else cameras.tensors()))
+            return self._repeated(x_t, t, pose, *y.fields, *(() if cameras is None else cameras.tensors()))
         return self._ask(x_t, t, y, pose, cameras)
 
     def _can_be_repeated(self) -> bool:

@@ -80,7 +80,7 @@ def build_state(
     """
     stage = run if isinstance(run, Stage) else Stage.whole(run)
     config = stage.config
-    prior = load_prior(config.prior, device, DTYPES[config.precision], config.attention, config.compile)
+    prior = load_prior(config.prior, device, DTYPES[config.precision], config.attention, config.compile, config.flow)
     assert prior.views_per_shot == layout.views_per_shot, (prior.views_per_shot, layout.views_per_shot)
     prompt = embed_prompt(config, prior)
     check_shape(config, prior)
