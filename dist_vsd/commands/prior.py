@@ -13,6 +13,7 @@ import tyro
 from dist_vsd.commands.arguments import nearest_command, parse
 from dist_vsd.priors.embedded.recipe_config import FlowRecipeConfig, MultiViewRecipeConfig, RecipeConfig
 from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
+from dist_vsd.priors.pipeline_kinds import FLOWS
 from dist_vsd.priors.prompts import check_prompts
 from dist_vsd.priors.samplers import SAMPLERS
 from dist_vsd.writable import require_writable_file, require_writable_folder
@@ -45,7 +46,7 @@ class SampleArguments:
     out: str = "sample.png"
     """The picture; several samples stand side by side, of a multi-view prior one below the other."""
     prior: str = "embedded"
-    """embedded, embedded-multiview, a pipeline folder of Stable Diffusion (XL), FILE.safetensors[+FOLDER], or a hub id[@revision]."""
+    """embedded, embedded-multiview, embedded-flow, a pipeline folder, FILE.safetensors[+FOLDER], or a hub id[@revision]."""
     num_samples: int = 4
     """Pictures to draw."""
     num_steps: int = 50
@@ -217,8 +218,7 @@ def find_base(base: str) -> PipelineFolder:
         ValueError: it is no prior, or not one of single views of the embedded world.
     """
     folder = find_pipeline(base)
-    is_flow = not (folder.path / "unet").is_dir()
-    if not folder.facts.get("vocabulary") or folder.facts.get("views_per_shot", 1) != 1 or is_flow:
+    if not folder.facts.get("vocabulary") or folder.facts.get("views_per_shot", 1) != 1 or folder.kind in FLOWS:
         raise ValueError(f"--base {base!r} is not the embedded prior, nor one of single views that dist-vsd prior train made: give one")
     return folder
 

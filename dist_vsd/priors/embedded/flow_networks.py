@@ -74,7 +74,8 @@ def projected_text_encoder(base: Path) -> CLIPTextModelWithProjection:
     found = CLIPTextModel.from_pretrained(base / "text_encoder", use_safetensors=True, local_files_only=True).float()
     settings = {name: value for name, value in found.config.to_diff_dict().items() if name not in ("architectures", "dtype", "model_type")}
     projected = CLIPTextModelWithProjection(CLIPTextConfig(**settings | {"projection_dim": found.config.hidden_size}))
-    projected.load_state_dict(found.state_dict(), strict=False)
+    # transformers 5 names the tensors of a model without projection without "text_model.", 4 with it.
+    projected.text_model.load_state_dict({name.removeprefix("text_model."): value for name, value in found.state_dict().items()})
     nn.init.eye_(projected.text_projection.weight)
     return projected
 
