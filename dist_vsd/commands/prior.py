@@ -245,7 +245,8 @@ def _train_flow(parsed: FlowTrainArguments, base: PipelineFolder, out: Path, wor
     from dist_vsd.priors.embedded.recipe import LineReporter
 
     device = best_device()
-    networks, held_out = train_flow(parsed.recipe, base.path, work, device, LineReporter())
+    # A folder of its own: its pictures are fewer than those of the embedded prior's recipe, which may be there too.
+    networks, held_out = train_flow(parsed.recipe, base.path, work / "flow", device, LineReporter())
     write_flow(networks, base.path, out)
     print("measuring", flush=True)
     figures = measure(out, held_out, device)
