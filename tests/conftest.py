@@ -89,6 +89,14 @@ def four_views(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def random_flow(tmp_path_factory):
+    """The folder of a random Stable Diffusion 3 of a few thousand weights."""
+    from tests.tiny_flows import write_flow
+
+    return str(write_flow("sd3", tmp_path_factory.mktemp("random_flow") / "pipeline"))
+
+
+@pytest.fixture(scope="session")
 def random_prior(tmp_path_factory):
     """The folder of a random Stable Diffusion 2.1-base of a few thousand weights."""
     from tests.tiny_pipelines import build_pipeline

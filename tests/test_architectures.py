@@ -5,6 +5,7 @@ import torch
 
 from dist_vsd.priors.architecture_names import SIZES
 from dist_vsd.priors.architectures import ARCHITECTURES, RandomPrior, build_unet, build_vae
+from dist_vsd.priors.flow_architectures import FLOW_ARCHITECTURES
 from dist_vsd.priors.table import load_prior, prior_row
 
 # UNets: as counted in the published checkpoints (859.5, 865.9 and 2,567.5 M); the three have the same VAE.
@@ -23,7 +24,7 @@ def test_networks_have_the_published_numbers_of_parameters(size):
 
 
 def test_names_and_architectures_are_the_same():
-    assert tuple(ARCHITECTURES) == SIZES
+    assert (*ARCHITECTURES, *FLOW_ARCHITECTURES) == SIZES
 
 
 @pytest.mark.parametrize("size", UNETS)

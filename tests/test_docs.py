@@ -45,21 +45,23 @@ SMALLER = {
     ("prior", "sample"): SAMPLES,
     ("sweep", "plan"): ["--set", "num_updates=2"],
 }
+FLOWS = ("/stable-diffusion-3", "/Sana_", "/FLUX.")  # parts of names for which a random rectified flow stands in
 PRIORS = ("/stable-diffusion-", "path/to/model.safetensors+", "path/to/mvdream")  # parts of names for which a random prior stands in
 HOURS = {"train": parse_train, "prior": lambda words: read_train(words[1:])}
 FEW = {"256": "4", "64": "3", "32": "2", "16": "4"}
 INSTALLED_BY_OTHERS = ("git", "cd", "wandb")
 
 
-def words_of(line, folder, random_prior):
+def words_of(line, folder, random_prior, random_flow):
     """Return a line's words as a shell in the folder gives them, with what other machines have replaced."""
     words = []
     for word in line.words:
-        is_prior = any(part in word for part in PRIORS)
+        is_prior, is_flow = (any(part in word for part in parts) for parts in (PRIORS, FLOWS))
         if "*" in word:
             words += sorted(str(path.relative_to(folder)) for path in folder.glob(word))
             continue
-        words.append(random_prior if is_prior else {"path/to/clip": str(EMBEDDED_CLIP_FOLDER), "1200": "3"}.get(word, word))
+        given = {"path/to/clip": str(EMBEDDED_CLIP_FOLDER), "1200": "3"}.get(word, word)
+        words.append(random_flow if is_flow else random_prior if is_prior else given)
     if line.words[1:2] == ["train"]:  # many particles differ from a few by the time that they take
         words = [FEW.get(word, word) for word in words]
     return words
@@ -96,13 +98,15 @@ def command_process(words, folder, variables, output):
     os._exit(code)
 
 
-def in_small(words, random_prior):
+def in_small(words, random_prior, random_flow=""):
     """Return the words after `dist-vsd`, with those that make it small."""
     if "--resume" in words or "--help" in words:  # a resumed run is what it was
         return words
     extra = SMALLER.get(tuple(words[:1]), SMALLER.get(tuple(words[:2]), []))
     if words[0] == "train" and random_prior in words:
         extra = [*SMALL, "--wandb.mode", "disabled"]
+    if words[0] == "train" and random_flow in words:
+        extra = [*SMALL, "--wandb.mode", "disabled", "--flow.image-size", "16"]
     if "--num-particles" not in words and words[0] == "train" and "--resume" not in words:
         extra = [*extra, "--num-particles", "2"]
     if "stages.yaml" in words:  # which says how many updates there are
@@ -140,15 +144,15 @@ def workplace(page, folder, finished):
     return folder
 
 
-def check_line(line, folder, random_prior, tmp_path):
+def check_line(line, folder, random_prior, random_flow, tmp_path):
     """Run a line, or check the words of one that installs, takes hours or wants other machines."""
-    words = words_of(line, folder, random_prior)
+    words = words_of(line, folder, random_prior, random_flow)
     if words[0] == "dist-vsd" and not words[1].startswith("--") and words[1:3] != ["prior", "train"]:
         if line.words in commands_of_the_cluster(("One run", "Many runs")) and words[2] != "plan":
             return
         if words[1:3] == ["train", "a green duck"] and "--run-dir" not in words and "--dry-run" not in words:
             shutil.rmtree(folder / "runs" / "a-green-duck")
-        code, output = run(in_small(words[1:], random_prior), folder, tmp_path)
+        code, output = run(in_small(words[1:], random_prior, random_flow), folder, tmp_path)
         assert code == 0, output
     elif words[0] == "dist-vsd":
         HOURS.get(words[1], lambda _: None)(words[2:])
@@ -181,14 +185,14 @@ def check_line(line, folder, random_prior, tmp_path):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
-def test_every_command_of_a_page_runs(page, tmp_path, finished, random_prior):
+def test_every_command_of_a_page_runs(page, tmp_path, finished, random_prior, random_flow):
     lines = lines_of(page)
     if not lines:
         return
     folder = workplace(page, tmp_path / "here", finished)
     for line in lines:
         try:
-            check_line(line, folder, random_prior, tmp_path)
+            check_line(line, folder, random_prior, random_flow, tmp_path)
         except (AssertionError, ValueError) as error:
             pytest.fail(f"{page.name}: {line.text}\n{error}", pytrace=False)
 

@@ -12,11 +12,13 @@ from dist_vsd.diffusion.process import add_noise
 from dist_vsd.priors import replay
 from dist_vsd.priors.flow import FlowPrior
 from dist_vsd.priors.flow_config import FlowConfig
+from dist_vsd.priors.flow_text import place_for
 from dist_vsd.priors.flux import packed, unpacked
 from dist_vsd.priors.prior import Text, TextEmbeddings, eps_pretrain, guided_prediction
 from dist_vsd.priors.sampling import sample
 from dist_vsd.score.lora_score import LoraScore
 from dist_vsd.score.score_config import ScoreConfig
+from tests.paper_device import DEVICE, OnPaper
 from tests.tiny_flows import (
     CHANNELS,
     FLOWS,
@@ -343,3 +345,27 @@ def test_a_mix_of_two_texts_shows_the_tokens_of_both():
     assert torch.equal(mixed.tokens, torch.full((1, 3, 2), 1.0))
     assert torch.equal(mixed.mask, torch.tensor([[1.0, 1, 0]]))
     assert torch.equal(one.lerp(other, torch.tensor([1.0])).mask, other.mask)
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_everything_is_computed_where_the_networks_are(folders, kind):
+    """On a device on paper: a tensor in the wrong place raises."""
+    with OnPaper(), torch.no_grad():
+        prior = FlowPrior.load(str(folders / kind), DEVICE, torch.bfloat16)
+        x_0 = prior.encode(torch.zeros(2, 3, IMAGE_SIZE, IMAGE_SIZE).to(DEVICE))
+        y = prior.embed(PROMPTS)
+        v = guided_prediction(prior, x_0, torch.tensor([0.3, 0.8]).to(DEVICE), y, 7.5)
+        assert {tensor.device.type for tensor in (x_0, v, prior.decode(x_0), y.cond.tokens)} == {torch.device(DEVICE).type}
+        assert (x_0.dtype, v.dtype) == (torch.float32, torch.float32)
+
+
+def test_a_text_encoder_that_a_gpu_has_no_room_for_computes_on_the_cpu_and_that_is_said(monkeypatch, capsys):
+    """With a card's free memory in the place of a GPU's; T5's 9.5 GB in bf16 beside a transformer of 16."""
+    t5, room = 9_524_000_000, {"free": 24 * 10**9 - 16_500_000_000}
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _device: (room["free"], 24 * 10**9))
+    assert place_for(t5, "cuda") == torch.device("cpu")
+    assert capsys.readouterr().err == "a text encoder of 8.9 GiB has no room on the GPU: texts are embedded on the CPU, once\n"
+    room["free"] = 20 * 10**9
+    assert place_for(t5, "cuda") == torch.device("cuda")
+    assert place_for(t5, "cpu") == torch.device("cpu")
+    assert capsys.readouterr().err == ""

@@ -50,6 +50,8 @@ RUNS = {
     "latent": ("latent", {}),
     "image": ("image", {}),
     "siren": ("siren", {}),
+    "a rectified flow": ("embedded", {"prior": "random:tiny-sd3"} | DENSE),
+    "ancestral of a flow": ("image", {"prior": "random:tiny-sd3", "objective": "ancestral", "ancestral": {"num_steps": 3}}),
     "ancestral": ("latent", {"objective": "ancestral", "ancestral": {"num_steps": 3}}),
     "bf16": ("latent", {"precision": "bf16"}),
     "one pass of phi serves twice": ("latent", LATENT | {"score": {"reuse_pass": True}}),

@@ -11,7 +11,7 @@ from dist_vsd.commands.arguments import parse
 from dist_vsd.commands.bench_output import BUSY_CORES, busy_sentence, say, split_words, write
 from dist_vsd.commands.train_words import parse_words
 from dist_vsd.config import PRECISIONS, RunConfig, flag, nearest
-from dist_vsd.priors.architecture_names import PREFIX, SIZES
+from dist_vsd.priors.architecture_names import PREFIX, SIZES, is_tiny, preset_of, sizes_of_pictures
 from dist_vsd.priors.attention_names import ATTENTIONS, require_attention
 from dist_vsd.priors.compile_names import COMPILES, require_compile
 from dist_vsd.priors.table import prior_row
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 UPDATE = """Time one update on this machine and count what it is made of: particle-updates a second, milliseconds by stage, operations
 and bytes, the share of the machine's own measured peaks, peak memory.
 
---size embedded is the prior that ships; sd15, sd21 and sdxl are Stable Diffusion's architectures at their real sizes with random weights,
-built offline: time and memory don't depend on the weights. --as-published adds the same update the way thu-ml/prolificdreamer and
-threestudio make it, in the same run, and says what differs from the originals.
+--size embedded is the prior that ships; sd15, sd21, sdxl, sd3-medium, sd35-medium and sd35-large are Stable Diffusion's architectures at
+their real sizes with random weights, built offline: time and memory don't depend on the weights. --as-published adds the same update the
+way thu-ml/prolificdreamer and threestudio make it, in the same run, and says what differs from the originals.
 
 --count-only counts on shapes alone, at any size on any machine.
 
@@ -49,9 +49,9 @@ class UpdateArguments:
     """What `bench update` takes."""
 
     size: str = EMBEDDED
-    """embedded, or an architecture with random weights: sd15, sd21, sdxl, or tiny."""
+    """embedded, or an architecture with random weights: sd15, sd21, sdxl, sd3-medium, sd35-medium, sd35-large, or tiny and tiny-sd3."""
     preset: str = ""
-    """Where the other values come from; empty: stable-diffusion for its sizes, embedded for embedded and tiny."""
+    """Where the other values come from; empty: stable-diffusion or stable-diffusion-3 for their sizes, embedded for others."""
     num_particles: int = 1
     """Particles of an update."""
     render_size: int = 0
@@ -157,7 +157,9 @@ def check(parsed: UpdateArguments, train_words: tuple[str, ...]) -> None:
     if parsed.as_published and config.objective != "vsd":
         raise ValueError(f"--as-published is VSD's update, got objective {config.objective}: drop one of them")
     row = prior_row(config.prior)
-    row.check(config.prior, config.texts)
+    row.check(config.prior, config.texts, flow=config.flow)
+    if parsed.as_published and row.is_flow:
+        raise ValueError(f"--as-published is the update of Stable Diffusion 2.1 and XL, got --size {parsed.size}: drop one of them")
     if not parsed.count_only:
         require_attention(parsed.attention, parsed.precision or "bf16", row.attentions)
         require_compile(parsed.compile, config.deterministic, row.compiles)
@@ -167,15 +169,14 @@ def check(parsed: UpdateArguments, train_words: tuple[str, ...]) -> None:
 
 def has_real_size(size: str) -> bool:
     """Say whether a size is a Stable Diffusion's."""
-    return size not in (EMBEDDED, "tiny")
+    return size != EMBEDDED and not is_tiny(size)
 
 
 def words_to_config(parsed: UpdateArguments, train_words: tuple[str, ...], precision: str) -> RunConfig:
     """Return the configuration that the words of `bench update` and those for train lead to."""
-    preset = parsed.preset or ("stable-diffusion" if has_real_size(parsed.size) else "embedded")
+    preset = parsed.preset or (preset_of(parsed.size) if has_real_size(parsed.size) else "embedded")
     prior = EMBEDDED if parsed.size == EMBEDDED else PREFIX + parsed.size
-    sizes = {"sd15": 512, "sd21": 512, "sdxl": 1024, "tiny": 16}
-    size = parsed.render_size or sizes.get(parsed.size, 64)
+    size = parsed.render_size or (64 if parsed.size == EMBEDDED else sizes_of_pictures(parsed.size))
     own = ["--preset", preset, "--prior", prior, "--num-particles", str(parsed.num_particles), "--render-size", str(size)]
     # A preset's own choice of micro-batches is for a GPU of any size; here all particles go together unless told otherwise.
     own += ["--precision", precision, "--micro-batch-size", str(parsed.num_particles), "--num-views", "1"]

@@ -9,9 +9,10 @@ from typing import Any
 
 from dist_vsd.commands.arguments import parse
 from dist_vsd.commands.help import Pages
-from dist_vsd.config import RunConfig
+from dist_vsd.config import RunConfig, nearest
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
+from dist_vsd.priors.architecture_names import PREFIX, SIZES, is_tiny, preset_of, sizes_of_pictures
 from dist_vsd.priors.table import prior_row
 from dist_vsd.scaling.cost_model import (
     Cluster,
@@ -25,9 +26,10 @@ from dist_vsd.scaling.cost_model import (
     rank_memory_bytes,
     update_cost,
 )
-from dist_vsd.scaling.stage_times import ASSUMED_RENDER_MS, H100_TFLOPS, StageTimes, counted, read_measured
+from dist_vsd.scaling.stage_times import ASSUMED_RENDER_MS, H100_TFLOPS, StageTimes, counted, counted_of, read_measured
 from dist_vsd.writable import require_writable_file
 
+REAL_SIZES = ("sd21", *(size for size in SIZES if size != "sd21" and not is_tiny(size)))  # the first one has constants
 MOST_RANKS, MOST = 10**6, 10**9
 MIB, GIB = 2**20, 2**30
 DESCRIPTION = """Foretell seconds, communication, memory and node-hours of a run on a cluster. Nothing runs; no GPU is needed.
@@ -51,7 +53,7 @@ PAGES = Pages(
   dist-vsd plan --nodes 1 8 64 128 --particles-per-rank 4            several, a row each
   dist-vsd plan --nodes 64 --num-particles 2048 --measured RUN_DIR   with stage times of yours""",
     everyday=(
-        "--nodes", "--gpus", "--num-particles", "--particles-per-rank", "--num-updates", "--prompt-file", "--measured",
+        "--nodes", "--gpus", "--num-particles", "--particles-per-rank", "--num-updates", "--prompt-file", "--size", "--measured",
         "--bandwidth-gbit", "--json",
     ),
     topics={
@@ -62,7 +64,7 @@ PAGES = Pages(
             "--num-particles", "--particles-per-rank", "--num-views", "--num-shards", "--micro-batch-size", "--steps-per-update",
             "--num-updates", "--prompt-file", "--offload",
         ),
-        "What an update takes": ("--measured", "--gpu-tflops", "--render-ms", "--activations-mib"),
+        "What an update takes": ("--size", "--measured", "--gpu-tflops", "--render-ms", "--activations-mib"),
         "Output": ("--json",),
     },
 )  # fmt: skip
@@ -97,6 +99,9 @@ class PlanArguments:
     """A text file with a prompt a line, run one after another on all nodes; empty: one prompt."""
     offload: bool = False
     """Idle particles wait in host memory: two micro-batches are on the GPU (the copies are taken to be hidden)."""
+    size: str = "sd21"
+    """Whose work and memory are counted, without --measured: sd15, sd21 or sdxl, or a rectified flow, sd3-medium, sd35-medium or
+    sd35-large, at 512 px (XL: 1024)."""
     measured: str = ""
     """Stage times: JSON of `dist-vsd bench scaling`, or a run directory; empty: counted work of Stable Diffusion."""
     gpu_tflops: float | None = None
@@ -192,6 +197,12 @@ def check(parsed: PlanArguments) -> None:
         value, option = getattr(parsed, name), "--" + name.replace("_", "-")
         if value is not None and not low <= value <= high:  # NaN is outside of every range
             raise ValueError(f"{option} must be {low:g} to {high:g}, got {value}: change {option}")
+    if parsed.size not in REAL_SIZES:
+        raise ValueError(
+            f"--size must be one of {', '.join(REAL_SIZES)}, got {parsed.size!r}{nearest(parsed.size, REAL_SIZES)}: change --size"
+        )
+    if parsed.measured and parsed.size != REAL_SIZES[0]:
+        raise ValueError("--measured says what was run, --size what is counted instead: drop one of them")
     if parsed.measured and (parsed.gpu_tflops is not None or parsed.render_ms is not None):
         raise ValueError("--measured holds the stage times, --gpu-tflops and --render-ms assume them: drop --measured or the others")
 
@@ -219,7 +230,8 @@ def foretell(parsed: PlanArguments, num_nodes: int, num_prompts: int) -> Scale:
         times = read_measured(Path(parsed.measured), average_renders(layout))
     else:
         render_ms = ASSUMED_RENDER_MS if parsed.render_ms is None else parsed.render_ms
-        times = counted(parsed.gpu_tflops or H100_TFLOPS, render_ms)
+        rates = (parsed.gpu_tflops or H100_TFLOPS, render_ms)
+        times = counted(*rates) if parsed.size == REAL_SIZES[0] else counted_of(parsed.size, *rates)
     sizes = times.sizes
     if parsed.activations_mib is not None:
         sizes = dataclasses.replace(sizes, render_bytes=parsed.activations_mib * MIB)
@@ -236,12 +248,12 @@ def planned_run(parsed: PlanArguments) -> RunConfig | None:
     from dist_vsd.runs.run_directory import RunDirectory
 
     if not parsed.measured:
-        settings: dict[str, Any] = {"prompt": "a prompt", "prior": "random:sd21"}
-        config = merge(load_preset("stable-diffusion"), settings, "plan")
+        settings: dict[str, Any] = {"prompt": "a prompt", "prior": PREFIX + parsed.size, "render_size": sizes_of_pictures(parsed.size)}
+        config = merge(load_preset(preset_of(parsed.size)), settings, "plan")
     elif (saved := RunDirectory(Path(parsed.measured)).saved_config()) is not None:
         config = merge(RunConfig(), saved | {"resume": False, "stages": {}}, parsed.measured)
         try:
-            prior_row(config.prior).check(config.prior, [], config.score.prior)
+            prior_row(config.prior).check(config.prior, [], config.score.prior, config.flow)
         except ValueError:  # a run of another machine, whose prior is not here
             return None
     else:
@@ -279,10 +291,33 @@ def one_scale(parsed: PlanArguments, num_prompts: int, scale: Scale) -> str:
         *(f"  {name:<18}{_mib(value)}" for name, value in scale.memory.items()),
         f"  {'known':<18}{_mib(sum(filter(None, scale.memory.values())))}",
         *(cards_in_words(scale.run, layout) if scale.run is not None else []),
+        *_zero_3_in_words(scale),
         f"node-hours: {scale.node_hours:,.1f} for {num_prompts} prompt(s) x {parsed.num_updates:,} updates, "
         f"{scale.node_hours / cluster.num_nodes:,.2f} hours of all {cluster.num_nodes} node(s)",
     ]
     return "\n".join(lines)
+
+
+def _zero_3_in_words(scale: Scale) -> list[str]:
+    from dist_vsd.scaling.room import card_for
+
+    num_bytes, network_bytes = zero_3_bytes(scale), scale.times.network_bytes
+    if num_bytes is None or network_bytes is None:
+        return []
+    return [
+        f"with ZeRO 3 over {scale.cost.layout.world_size} ranks: about {num_bytes / GIB:.1f} GiB: {card_for(num_bytes)} (what DeepSpeed "
+        f"gathers at a time is taken to be as large as it may be; the network's {network_bytes / GIB:.1f} GiB are loaded whole first)"
+    ]
+
+
+def zero_3_bytes(scale: Scale) -> float | None:
+    """Return what a GPU would hold if ZeRO 3 sharded the frozen network over all ranks; None where that is not known, or there is one."""
+    from dist_vsd.scaling.room import with_zero_3
+
+    num_ranks = scale.cost.layout.world_size
+    if scale.peak is None or scale.times.network_bytes is None or num_ranks == 1:
+        return None
+    return with_zero_3(scale.peak.num_bytes, scale.times.network_bytes, num_ranks)
 
 
 def _mib(value: float | None) -> str:
@@ -348,6 +383,7 @@ def plain(scale: Scale) -> dict[str, Any]:
         "sent_bytes_per_update": sent,
         "memory_bytes": scale.memory,
         "peak_bytes": scale.peak.num_bytes if scale.peak is not None else None,
+        "zero_3_peak_bytes": zero_3_bytes(scale),
         "node_hours": scale.node_hours,
         "stage_times": {name: value for name, value in dataclasses.asdict(scale.times).items() if name != "sizes"},
         "sizes": dataclasses.asdict(scale.times.sizes),

@@ -12,13 +12,14 @@ import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse
 from dist_vsd.priors.embedded.recipe_config import FlowRecipeConfig, MultiViewRecipeConfig, RecipeConfig
+from dist_vsd.priors.flow_config import FlowConfig
 from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
 from dist_vsd.priors.pipeline_kinds import FLOWS
-from dist_vsd.priors.prompts import check_prompts
 from dist_vsd.priors.samplers import SAMPLERS
+from dist_vsd.priors.table import load_prior, prior_row
 from dist_vsd.writable import require_writable_file, require_writable_folder
 
-SAMPLE = """Draw pictures from a prior by DDIM or DPM-Solver++.
+SAMPLE = """Draw pictures from a prior by DDIM or DPM-Solver++, or from a rectified flow by Euler's steps.
 
 dist-vsd prior sample "a red car, front view" --out car.png"""
 TRAIN = """Train the embedded prior anew: pictures, VAE, denoiser, CLIP, measurements, model card.
@@ -46,7 +47,8 @@ class SampleArguments:
     out: str = "sample.png"
     """The picture; several samples stand side by side, of a multi-view prior one below the other."""
     prior: str = "embedded"
-    """embedded, embedded-multiview, embedded-flow, a pipeline folder, FILE.safetensors[+FOLDER], or a hub id[@revision]."""
+    """embedded, embedded-multiview, embedded-flow, a pipeline folder of Stable Diffusion (1.x, 2.x, XL, 3), FLUX or SANA,
+    FILE.safetensors[+FOLDER], or a hub id[@revision]."""
     num_samples: int = 4
     """Pictures to draw."""
     num_steps: int = 50
@@ -59,6 +61,8 @@ class SampleArguments:
     """Of the first picture; the others take the next ones."""
     enlarge: int = 2
     """Times that each pixel is repeated along both axes."""
+    flow: FlowConfig = FlowConfig()
+    """Of a prior that is a rectified flow."""
 
     def __post_init__(self) -> None:
         if not self.prompt.strip():
@@ -144,7 +148,8 @@ def run_sample(arguments: list[str]) -> int:
         raise ValueError(f"--out must be a .png file, got {parsed.out!r}")
     require_writable_file(file, f"--out {parsed.out!r}")
 
-    check_prompts([parsed.prompt], find_pipeline(parsed.prior))
+    prior_row(parsed.prior).check(parsed.prior, [parsed.prompt], flow=parsed.flow)
+    prior_row(parsed.prior).require_sampler(parsed.sampler)  # one of the hub has come by now, and says what it is
 
     import torch
     from torch import Tensor
@@ -152,7 +157,6 @@ def run_sample(arguments: list[str]) -> int:
     from dist_vsd.device import best_device
     from dist_vsd.image_files import enlarge, tile, write_png
     from dist_vsd.priors.sampling import sample_images
-    from dist_vsd.priors.table import load_prior
     from dist_vsd.scaling.counted_memory import CountedMemory
     from dist_vsd.scaling.fit import SizeFlag
     from dist_vsd.scaling.memory import Memory, telling_out_of_memory
@@ -170,7 +174,7 @@ def run_sample(arguments: list[str]) -> int:
         return SizeFlag("--num-samples", parsed.num_samples, lambda number: number * count.peak_bytes).advice(memory)
 
     with telling_out_of_memory(memory, advice):
-        prior = load_prior(parsed.prior, device)
+        prior = load_prior(parsed.prior, device, flow=parsed.flow)
         views = draw(parsed.num_samples, parsed.num_steps).split(prior.views_per_shot)
         rows = list(views) if prior.views_per_shot > 1 else [torch.cat(views)]
         write_png(enlarge(tile(rows), parsed.enlarge), file)

@@ -118,6 +118,10 @@ def _check_stage(config: RunConfig) -> None:
     require_compile(config.compile, config.deterministic, row.compiles)
     prior_of_phi = config.score.prior if config.objective_row.needs_phi else ""
     row.check(config.prior, [*config.texts, config.negative_prompt], prior_of_phi, config.flow)
+    if config.objective_row.needs_phi:
+        row.require_targets(config.score.targets)
+    if config.objective == "ancestral":
+        row.require_sampler(config.ancestral.sampler)
     if row.views_per_shot > 1 and config.is_flat:
         raise ValueError(
             f"the prior scores {row.views_per_shot} views of an object together, representation {config.representation} has one: use "

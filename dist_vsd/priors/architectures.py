@@ -153,18 +153,23 @@ class RandomPrior(StableDiffusionPrior):
 
     def embed(self, prompts: list[str], negative_prompt: str = "") -> TextEmbeddings:
         """Draw a normal embedding for each text, by its letters: equal texts have equal ones."""
-        rows = self.network.projected(Text.cat([self._embed_one(text) for text in (*prompts, negative_prompt)]))
+        width, pooled_width = self.unet.config.cross_attention_dim, ARCHITECTURES[self.size].pooled_width
+        rows = self.network.projected(drawn_texts([*prompts, negative_prompt], NUM_TOKENS, width, pooled_width, self.device))
         return TextEmbeddings(rows[:-1], rows[-1:].expand(len(prompts)))
 
-    def _embed_one(self, text: str) -> Text:
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
-        generator, width = torch.Generator().manual_seed(seed), self.unet.config.cross_attention_dim
+
+def drawn_texts(texts: Sequence[str], num_tokens: int, width: int, pooled_width: int, device: torch.device) -> Text:
+    """Draw normal embeddings of texts, each by its letters; without pooled ones where ``pooled_width`` is 0."""
+
+    def of(text: str) -> Text:
+        generator = torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))
 
         def drawn(*shape: int) -> Tensor:
-            return torch.randn(1, *shape, generator=generator).to(self.device)
+            return torch.randn(1, *shape, generator=generator).to(device)
 
-        pooled_width = ARCHITECTURES[self.size].pooled_width
-        return Text(drawn(NUM_TOKENS, width), drawn(pooled_width) if pooled_width else None)
+        return Text(drawn(num_tokens, width), drawn(pooled_width) if pooled_width else None)
+
+    return Text.cat([of(text) for text in texts])
 
 
 def check_random_prior(prior: str, texts: Sequence[str], prior_of_phi: str = "") -> None:

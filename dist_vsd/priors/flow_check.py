@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dist_vsd.priors.flow_config import FlowConfig
 from dist_vsd.priors.pipeline_folder import find_pipeline
@@ -28,11 +29,8 @@ def check_flow(prior: str, texts: Sequence[str], prior_of_phi: str = "", flow: F
     """
     folder = find_pipeline(prior)
     flow_sizes(folder, flow)
-    if flow.guidance_embedding is not None and not folder.config("transformer").get("guidance_embeds"):
-        raise ValueError(
-            f"flow.guidance_embedding {flow.guidance_embedding:g} is for a transformer that was distilled from guidance, that of {prior!r} "
-            "was not: drop --flow.guidance-embedding, and use --guidance-scale"
-        )
+    if not folder.config("transformer").get("guidance_embeds"):
+        require_no_guidance_embedding(flow, prior)
     check_prompts(texts, folder)
     if prior_of_phi:
         check_flow_fits(find_pipeline(prior_of_phi), folder)
@@ -49,12 +47,32 @@ def flow_sizes(folder: PipelineFolder, flow: FlowConfig) -> tuple[int, int]:
     patch = kind.packing if kind.packing > 1 else transformer.get("patch_size", 1)
     own = kind.image_size or transformer.get("sample_size", 0) * shrinks
     size, pixels = flow.image_size or folder.facts.get("image_size", own), shrinks * patch
+    require_tokens(size, pixels, transformer)
+    return size, (size // pixels) ** 2
+
+
+def require_tokens(size: int, pixels: int, transformer: Mapping[str, Any]) -> None:
+    """Refuse a size of pictures.
+
+    Args:
+        size: height and width, pixels.
+        pixels: of them in a token's side.
+        transformer: its configuration; Stable Diffusion 3's has pos_embed_max_size places on a side.
+    """
     most = transformer.get("pos_embed_max_size", 0) * pixels
-    if size < 1 or size % pixels:
+    if not isinstance(size, int) or size % pixels:
         raise ValueError(f"pictures of {size} pixels don't come out even in tokens of {pixels}: use a multiple of it (--flow.image-size)")
     if most and size > most:
         raise ValueError(f"pictures of {size} pixels are larger than the {most} that the transformer knows: lower --flow.image-size")
-    return size, (size // pixels) ** 2
+
+
+def require_no_guidance_embedding(flow: FlowConfig, prior: str) -> None:
+    """Refuse a guidance embedding for a transformer that has none."""
+    if flow.guidance_embedding is not None:
+        raise ValueError(
+            f"flow.guidance_embedding {flow.guidance_embedding:g} is for a transformer that was distilled from guidance, that of {prior!r} "
+            "was not: drop --flow.guidance-embedding, and use --guidance-scale"
+        )
 
 
 def check_flow_fits(folder: PipelineFolder, teacher: PipelineFolder) -> None:

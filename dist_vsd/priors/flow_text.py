@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import os
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ from dist_vsd.priors.prompts import load_tokenizers
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+SPARE_BYTES = 2**29  # what an encoder of some hundred tokens holds beside its weights
 Rows = list[dict[str, Tensor]]
 
 
@@ -57,7 +60,7 @@ def encode_for_flow(folder: PipelineFolder, texts: Sequence[str | Negative], dev
         is_clip = "CLIP" in folder.encoder_classes[component]
         encoder = _load(folder, component, torch.float32 if is_clip else torch.bfloat16, device)
         for i, text in enumerate(words):
-            output = _asked(encoder, _read(tokenizer, text, max_tokens, device), output_hidden_states=is_clip)
+            output = _asked(encoder, _read(tokenizer, text, max_tokens), output_hidden_states=is_clip)
             if is_clip:
                 whole = output.text_embeds if folder.kind == STABLE_DIFFUSION_3 else output.pooler_output
                 pooled[i].append(whole[0].float().cpu())
@@ -89,8 +92,8 @@ def _by_gemma(folder: PipelineFolder, texts: Sequence[str | Negative], device: t
         is_plain = isinstance(text, Negative)
         words = (text.words if isinstance(text, Negative) else text).lower().strip()
         longest = num_tokens if is_plain else num_tokens + beside
-        read = _read(tokenizer, words if is_plain else instruction + words, longest, device)
-        tokens = _asked(encoder, read, attention_mask=read["attention_mask"]).last_hidden_state[0].float().cpu()
+        read = _read(tokenizer, words if is_plain else instruction + words, longest)
+        tokens = _asked(encoder, read, "attention_mask").last_hidden_state[0].float().cpu()
         mask = read["attention_mask"][0].float().cpu()
         kept = [0, *range(longest - num_tokens + 1, longest)]
         rows.append({"tokens": tokens[kept].contiguous(), "mask": mask[kept].contiguous()})
@@ -105,14 +108,33 @@ def _instruction() -> str:
 
 
 def _load(folder: PipelineFolder, component: str, dtype: torch.dtype, device: torch.device | str) -> Any:
-    return load_network(getattr(transformers, folder.encoder_classes[component]), folder, component, dtype).to(device)
+    encoder = load_network(getattr(transformers, folder.encoder_classes[component]), folder, component, dtype)
+    return encoder.to(place_for(sum(p.numel() * p.element_size() for p in encoder.parameters()), device))
 
 
-def _read(tokenizer: PreTrainedTokenizerBase, text: str, num_tokens: int, device: torch.device | str) -> dict[str, Tensor]:
-    read = tokenizer(text, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt")
-    return {name: tensor.to(device) for name, tensor in read.items()}
+def place_for(num_bytes: int, device: torch.device | str) -> torch.device:
+    """Return where a text encoder of so many bytes computes: on the device, or where a GPU lacks the room, on the CPU, which is said.
+
+    T5 takes 9.5 GB, for some seconds, beside a transformer that stays: more than a card may have that trains with it.
+    """
+    device = torch.device(device)
+    if device.type != "cuda":
+        return device
+    free, _total = torch.cuda.mem_get_info(device)
+    if free > num_bytes + SPARE_BYTES:
+        return device
+    if os.environ.get("RANK", "0") == "0":
+        gib = num_bytes / 2**30
+        print(f"a text encoder of {gib:.1f} GiB has no room on the GPU: texts are embedded on the CPU, once", file=sys.stderr, flush=True)
+    return torch.device("cpu")
+
+
+def _read(tokenizer: PreTrainedTokenizerBase, text: str, num_tokens: int) -> dict[str, Tensor]:
+    return dict(tokenizer(text, padding="max_length", max_length=num_tokens, truncation=True, return_tensors="pt"))
 
 
 @torch.no_grad()
-def _asked(encoder: Any, read: dict[str, Tensor], **options: Any) -> Any:
-    return encoder(read["input_ids"], **options)
+def _asked(encoder: Any, read: dict[str, Tensor], *names: str, **options: Any) -> Any:
+    """Ask an encoder, where it is, of tokens and of what else of the tokenizer's is named."""
+    place = next(encoder.parameters()).device
+    return encoder(read["input_ids"].to(place), **{name: read[name].to(place) for name in names}, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dist_vsd.priors.flow_check import check_flow
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.pipeline_kinds import FLOWS
 from dist_vsd.priors.prompts import check_prompts
@@ -22,8 +21,7 @@ def check_pipeline(prior: str, texts: Sequence[str], prior_of_phi: str = "") -> 
         ValueError: in one line.
     """
     folder = find_pipeline(prior)
-    if folder.kind in FLOWS:  # of the hub, whose name alone did not say so
-        check_flow(prior, texts, prior_of_phi)
+    if folder.kind in FLOWS:  # of the hub, whose name alone did not say so: PriorRow.check() goes on
         return
     check_prompts(texts, folder)
     if prior_of_phi:

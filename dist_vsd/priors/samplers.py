@@ -1,3 +1,4 @@
 """The names of the samplers, readable without loading a library; sampling.py has them, and each process names its own."""
 
-SAMPLERS = ("ddim", "dpmsolver++", "euler")
+DISCRETE_SAMPLERS, FLOW_SAMPLER = ("ddim", "dpmsolver++"), "euler"
+SAMPLERS = (*DISCRETE_SAMPLERS, FLOW_SAMPLER)

@@ -10,12 +10,13 @@ import pkgutil
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from dist_vsd.priors.architecture_names import is_random_prior
+from dist_vsd.priors.architecture_names import is_random_flow, is_random_prior
 from dist_vsd.priors.attention_names import ATTENTIONS
 from dist_vsd.priors.compile_names import COMPILES
 from dist_vsd.priors.flow_config import FlowConfig
 from dist_vsd.priors.known import SUGGESTED_FLOW, require_named
 from dist_vsd.priors.pipeline_folder import VIEWS_TOGETHER, is_flow, is_multi_view
+from dist_vsd.priors.samplers import DISCRETE_SAMPLERS, FLOW_SAMPLER
 
 if TYPE_CHECKING:
     import torch
@@ -35,6 +36,7 @@ class PriorRow:
         views_per_shot: V, how many views of a particle it scores together.
         attentions: what can compute its attention, of attention_names.ATTENTIONS; more than sdpa means that it has ``use_attention``.
         compiles: how it can be compiled, of compile_names.COMPILES; more than off means that it has ``use_compile``.
+        targets: beside what phi's LoRA may stand on its network, of score_config.TARGETS.
         is_flow: whether it is a rectified flow, whose sampler is euler, and which a configuration's section ``flow`` is for.
     """
 
@@ -44,6 +46,7 @@ class PriorRow:
     views_per_shot: int = 1
     attentions: tuple[str, ...] = ("sdpa",)
     compiles: tuple[str, ...] = ("off",)
+    targets: tuple[str, ...] = ("attention", "feedforward", "convolutions", "time")
     is_flow: bool = False
 
     def load(
@@ -69,6 +72,22 @@ class PriorRow:
             prior.use_compile(compiled)
         return prior
 
+    def require_targets(self, targets: Sequence[str]) -> None:
+        """Refuse layers for LoRA that the network has not; ValueError in one line."""
+        absent = [target for target in targets if target not in self.targets]
+        if absent:
+            raise ValueError(
+                f"score.targets: this prior's network has no {absent[0]} that LoRA may stand beside: use {' '.join(self.targets)}"
+            )
+
+    def require_sampler(self, sampler: str) -> None:
+        """Refuse a sampler of the other kind of process; ValueError in one line."""
+        if sampler and (sampler == FLOW_SAMPLER) != self.is_flow:
+            kind, known = ("a rectified flow", (FLOW_SAMPLER,)) if self.is_flow else ("no rectified flow", DISCRETE_SAMPLERS)
+            raise ValueError(
+                f"sampler must be {' or '.join(known)} for this prior, which is {kind}, got {sampler!r}: change it, or leave it out"
+            )
+
     def check(
         self,
         name: str,
@@ -85,13 +104,16 @@ class PriorRow:
         if asked:
             require_named(name, is_flow=True)
         check(name, texts, prior_of_phi)
-        if asked and not is_flow(name):  # a name of the hub is found to be one when it has come
+        if is_flow(name):  # one of the hub's, found to be a flow when it has come
+            prior_row(name).check(name, texts, prior_of_phi, flow)
+        elif asked:
             raise ValueError(
                 f"flow.{asked[0]} is for a prior that is a rectified flow, {name!r} is none: drop --flow.{asked[0].replace('_', '-')}, or "
                 f"give another --prior, such as {SUGGESTED_FLOW}"
             )
 
 
+FLOW_TARGETS = ("attention", "feedforward")
 # The last row that means a name has it. The first one takes what is left, and refuses what is no name with the names that there are.
 PRIORS: dict[str, PriorRow] = {
     "stable_diffusion": PriorRow(
@@ -109,7 +131,11 @@ PRIORS: dict[str, PriorRow] = {
         attentions=ATTENTIONS,
     ),
     "flow": PriorRow(
-        made_by="dist_vsd.priors.flow:FlowPrior", checked_by="dist_vsd.priors.flow_check:check_flow", means=is_flow, is_flow=True
+        made_by="dist_vsd.priors.flow:FlowPrior",
+        checked_by="dist_vsd.priors.flow_check:check_flow",
+        means=is_flow,
+        targets=FLOW_TARGETS,
+        is_flow=True,
     ),
     "random": PriorRow(
         made_by="dist_vsd.priors.architectures:RandomPrior",
@@ -117,6 +143,13 @@ PRIORS: dict[str, PriorRow] = {
         means=is_random_prior,
         attentions=ATTENTIONS,
         compiles=COMPILES,
+    ),
+    "random_flow": PriorRow(
+        made_by="dist_vsd.priors.flow_architectures:RandomFlowPrior",
+        checked_by="dist_vsd.priors.flow_architectures:check_random_flow",
+        means=is_random_flow,
+        targets=FLOW_TARGETS,
+        is_flow=True,
     ),
 }
 

@@ -13,6 +13,7 @@ from dist_vsd.scaling.memory import GIB, Memory, in_words
 
 CARDS_GB = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180, 288)  # as they are sold; each has about as many GiB
 KEPT_FREE_GIB, KEPT_FREE_SHARE = 2.0, 0.05  # for CUDA's context, workspaces and gaps between blocks; the greater of the two
+LIVE_NUMBERS = 10**9  # DeepSpeed's stage3_max_live_parameters, which launch_configs/ leave as it is
 # Points of a tile that are tried, the largest first; 0: all points at once. Beyond the smallest the field is no longer what holds most.
 TILE_POINTS = (0, 2**21, 2**19, 2**17)
 
@@ -20,6 +21,20 @@ TILE_POINTS = (0, 2**21, 2**19, 2**17)
 def room_for(num_bytes: float) -> float:
     """Return the bytes that a GPU must have for an update that holds so many at its peak."""
     return max(num_bytes + KEPT_FREE_GIB * GIB, num_bytes / (1 - KEPT_FREE_SHARE))
+
+
+def with_zero_3(peak_bytes: float, network_bytes: float, num_ranks: int) -> float:
+    """Estimate what a GPU holds at the peak of an update if the frozen network is sharded over all ranks (DeepSpeed's ZeRO 3).
+
+    Its share stays, and what DeepSpeed gathers at a time is the whole network, but no more than LIVE_NUMBERS.
+
+    Args:
+        peak_bytes: without.
+        network_bytes: of the network, in bf16.
+        num_ranks: that share it.
+    """
+    own = network_bytes / num_ranks
+    return peak_bytes - network_bytes + min(network_bytes, own + 2 * LIVE_NUMBERS)
 
 
 def card_for(num_bytes: float) -> str:

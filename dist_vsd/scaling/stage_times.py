@@ -41,12 +41,14 @@ class StageTimes:
         sizes: of theta, phi and the frozen networks.
         source: one line for the reader.
         fixed: of an update, whatever the number of renders.
+        network_bytes: of the frozen network, which ZeRO 3 shards; None where it is not known.
     """
 
     stages: StageSeconds
     sizes: Sizes
     source: str
     fixed: StageSeconds = NOTHING
+    network_bytes: int | None = None
 
 
 def counted(gpu_tflops: float, render_ms: float) -> StageTimes:
@@ -70,7 +72,33 @@ def counted(gpu_tflops: float, render_ms: float) -> StageTimes:
         f"counted, not measured: GFLOP of Stable Diffusion 2.1 at 512 px, at {gpu_tflops:g} TFLOP/s sustained; "
         f"{render_ms:g} ms a render and twice that for its gradient are an assumption"
     )
-    return StageTimes(stages, sizes, source)
+    return StageTimes(stages, sizes, source, network_bytes=FROZEN_BYTES * UNET_NUMBERS)
+
+
+def counted_of(size: str, gpu_tflops: float, render_ms: float) -> StageTimes:
+    """Return the stage times of another architecture by work that is counted now; see counted().
+
+    Args:
+        size: of architecture_names.SIZES.
+        gpu_tflops: sustained.
+        render_ms: as of counted().
+    """
+    from dist_vsd.scaling.counted_prior import count_prior
+
+    work, second, field = count_prior(size), 1e-3 / gpu_tflops, render_ms * 1e-3
+    stages = StageSeconds(
+        render=field + work.encoder_forward * second,
+        scores=3 * work.network_forward * second,
+        backward=2 * field + (work.encoder_forward_backward - work.encoder_forward) * second,
+        phi=work.lora_forward_backward * second,
+    )
+    network_bytes = FROZEN_BYTES * work.network_numbers
+    sizes = Sizes(HASH_FIELD_NUMBERS, work.phi_numbers, network_bytes + FROZEN_BYTES * work.vae_numbers, None)
+    source = (
+        f"counted, not measured: GFLOP of {size} at {work.image_size} px, at {gpu_tflops:g} TFLOP/s sustained; "
+        f"{render_ms:g} ms a render and twice that for its gradient are an assumption"
+    )
+    return StageTimes(stages, sizes, source, network_bytes=network_bytes)
 
 
 def read_measured(path: Path, renders_of_a_rank: float) -> StageTimes:
