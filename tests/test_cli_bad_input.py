@@ -110,7 +110,7 @@ VALUE_CASES = {
     "prior train --kind flow --num-shards 4": ("--num-shards must be above 4, the number held out, got 4",),
     "prior train --kind flow --steps 0": ("--steps must be at least 1, got 0",),
     "prior train --kind flow --learning-rate -1": ("--learning-rate must be above 0, got -1.0",),
-    "prior train --kind flow --vae-steps 3": ("--vae-steps", "--steps"),
+    "prior train --kind flow --vae-steps 3": ("--vae-steps", "dist-vsd prior train --help"),
     "prior train --kind flow --base embedded-flow": ("--base 'embedded-flow' is not the embedded prior",),
     "info --world-size -1": ("--world-size must be at least 1, got -1",),
     "info --world-size 4 --num-views 3": ("1 particle(s) with 3 view(s) each can't be laid over 4 ranks", "use --num-views 4,"),

@@ -27,8 +27,8 @@ from dist_vsd.serialization import read_tensors, write_tensors
 # s is drawn by a logistic of a normal number (Esser et al. 2024, equation 19), a little wider than SD3's: distillation asks at every s.
 LOGIT_MEAN, LOGIT_STD = 0.2, 1.2
 LEAST_S = 1e-3
-# Of the scheduler. 25 steps of Euler end 0.100, 0.059 and 0.047 (rms of latents) from 100 steps' at 1, 2 and 3; at 2 distillation's later half
-# of t reaches to s = 0.67, as a Stable Diffusion's does in effect (t = T / 2: s = 0.62), at 3 to 0.75.
+# Of the scheduler. 25 steps of Euler end 0.100, 0.059 and 0.047 (rms of latents) away from 100 steps at 1, 2 and 3. At 2 the later half of
+# a distillation's t reaches to s = 0.67, about as noisy as Stable Diffusion's T / 2 (s = 0.62); at 3 to 0.75.
 SHIFT = 2.0
 
 
