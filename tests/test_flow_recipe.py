@@ -141,6 +141,7 @@ def test_the_recipe_resumes_to_the_bit_and_writes_a_folder_that_is_found_and_sam
     assert all(torch.equal(weight, kept[name].half()) for name, weight in found.state_dict().items())
     folder = find_pipeline(str(tmp_path / "prior"))
     assert folder.facts["vocabulary"] == vocabulary()
+    assert folder.config("vae")["shift_factor"] == 0.0  # diffusers' own pipeline adds it
     assert folder.facts["camera"] == find_pipeline("embedded").facts["camera"]
     assert sample_images(load_prior(str(tmp_path / "prior")), ["a green duck"], 2, 7.5, [0]).shape == (1, 3, 64, 64)
 

@@ -67,7 +67,7 @@ class FlowRecipeConfig:
 
     num_shards: int = 24
     """Shards of 768 pictures; the last 4 are held out for the measurements."""
-    steps: int = 4500
+    steps: int = 6000
     """Of the transformer and the text encoder together."""
     batch: int = 16
     """Pictures a step."""
