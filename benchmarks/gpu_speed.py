@@ -13,8 +13,8 @@ from dist_vsd.distributed.layout import Layout
 from dist_vsd.priors.attention_names import why_not
 from dist_vsd.scaling.as_published import published_ways
 from dist_vsd.scaling.counted_memory import CountedMemory
-from dist_vsd.scaling.counted_work import shapes_alone
 from dist_vsd.scaling.peaks import Peaks, measure_peaks
+from dist_vsd.scaling.shapes import shapes_alone
 from dist_vsd.scaling.update_bench import META, Way, measure_way
 from dist_vsd.training.state import DTYPES, build_state
 from dist_vsd.training.update import update

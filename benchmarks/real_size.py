@@ -25,8 +25,8 @@ from dist_vsd.device import peak_memory_mib, reset_peak_memory
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.distributed.process import keep_freed_memory
 from dist_vsd.scaling.counted_memory import CountedMemory
-from dist_vsd.scaling.counted_work import shapes_alone
 from dist_vsd.scaling.machine import Places, commit_of_package, describe_machine
+from dist_vsd.scaling.shapes import shapes_alone
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update
 

@@ -16,21 +16,22 @@ os.environ.setdefault("DIST_VSD_CACHE", tempfile.mkdtemp(prefix="dist_vsd_cache_
 
 # The files that take the longest, the longest first, so that the workers of pytest-xdist end together: a file goes to one of them.
 LONGEST = (
-    "slurm", "pythons", "ranks", "docs", "launch_lines", "bench_gpu", "rehearsal", "compare", "rank_death", "flat_particles",
-    "sweep_run", "out_of_memory", "heartbeat", "counted_memory", "distributed", "stages", "compiled", "wandb", "theory", "bench",
-    "prior_loading", "kernels_compiled", "sweep_page", "cli_bad_input", "preview",
-    "embedded_prior", "view", "mesh_stages", "viewers", "evaluation_command", "lab", "resume", "growing_particle", "shot", "placement",
-    "recipe", "launch", "update_options", "checkpoint", "wandb_sweeps", "sweep_lease", "loss_scale", "clip_of_figures", "export_formats",
+    "slurm", "pythons", "ranks", "docs", "launch_lines", "bench_gpu", "rehearsal", "compare", "rank_death", "flat_particles", "sweep_run",
+    "out_of_memory", "heartbeat", "counted_memory", "distributed", "stages", "compiled", "wandb", "theory", "bench", "prior_loading",
+    "kernels_compiled", "sweep_page", "cli_bad_input", "preview", "embedded_prior", "view", "mesh_stages", "viewers", "evaluation_command",
+    "lab", "resume", "growing_particle", "shot", "placement", "recipe", "launch", "update_options", "checkpoint", "wandb_sweeps",
+    "sweep_lease", "loss_scale", "clip_of_figures", "export_formats",
 )  # fmt: skip
 # The class `quick`, by file: closed forms, formats and refusals, for those who edit; 90 seconds on one core together. What starts servers,
 # ranks or whole runs is not among them.
 QUICK = {
     "atlas", "background", "cameras", "captions", "channels", "checkpoint", "cli_bad_input", "config", "dashboard", "device", "encodings",
-    "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "given_mesh", "glb", "guidance", "help", "image_particle",
-    "iso_level", "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing", "kernels_rasterization",
-    "kernels_sampling", "kernels_waits", "layout", "mesh", "mesh_pictures", "metrics", "page_meshes", "plan", "process", "radiance_field",
-    "random", "rasterization", "run_directory", "scenes", "serialization", "sweep_plan", "sweep_prompts", "sweep_status", "tetrahedra",
-    "textured_mesh", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps", "window",
+    "evaluation_closed_forms", "export", "floors", "gaussian_mixture", "given_mesh", "glb", "guidance", "help", "hidden_space",
+    "image_particle", "iso_level", "kernels_choice", "kernels_compositing", "kernels_hash_encoding", "kernels_packing",
+    "kernels_rasterization", "kernels_sampling", "kernels_waits", "layout", "mesh", "mesh_pictures", "metrics", "page_meshes", "plan",
+    "process", "protocols", "radiance_field", "random", "rasterization", "run_directory", "scenes", "serialization", "shapes", "sweep_plan",
+    "sweep_prompts", "sweep_status", "tetrahedra", "textured_mesh", "timesteps", "update_gradient", "volume_rendering", "wandb_sweeps",
+    "window",
 }  # fmt: skip
 
 

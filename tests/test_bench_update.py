@@ -116,7 +116,7 @@ def test_the_peak_of_memory_begins_anew():
 
 BAD = {
     "updat": ("bench 'updat' does not exist (did you mean update?)",),
-    "update --size sd22": ("--size must be one of embedded, sd15, sd21, sdxl, tiny, got 'sd22'", "did you mean sd21"),
+    "update --size sd22": ("--size must be one of embedded, sd15, sd21, sdxl, tiny, sd3-medium", "did you mean sd21"),
     "update --num-particles 0": ("--num-particles must be at least 1, got 0",),
     "update --num-warmup -1": ("--num-warmup must be 0 or more, got -1",),
     "update --precision fp8": ("--precision must be one of fp32, bf16, fp16, got 'fp8'",),

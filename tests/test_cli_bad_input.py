@@ -274,8 +274,8 @@ PRIOR_CASES = {
     "no unet weights": (remove("unet/*.safetensors"), ("is incomplete", "no diffusion_pytorch_model.safetensors", "unet")),
     "no unet config": (remove("unet/config.json"), ("is incomplete", "unet/config.json is missing")),
     "another kind": (
-        write("model_index.json", '{"_class_name": "FluxPipeline"}'),
-        ("is a FluxPipeline", "Stable Diffusion"),
+        write("model_index.json", '{"_class_name": "KolorsPipeline"}'),
+        ("is a KolorsPipeline", "Stable Diffusion"),
     ),
     "truncated unet": (cut("unet", -1000), ("is damaged", "unet", "can't be read", "copy it anew")),
     "truncated header": (cut("vae", 6), ("is damaged", "vae", "can't be read")),

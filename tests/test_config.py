@@ -9,7 +9,7 @@ import yaml
 from dist_vsd.cli import main
 from dist_vsd.config import CameraConfig, RunConfig, nearest
 from dist_vsd.config_files import PRESET_FOLDER, differences, load_preset, merge, preset_names, read_yaml, to_mapping, to_yaml
-from dist_vsd.priors.known import GONE, KNOWN_PRIORS, SUGGESTED
+from dist_vsd.priors.known import GONE, KNOWN_FLOWS, KNOWN_PRIORS, SUGGESTED, SUGGESTED_FLOW
 from dist_vsd.score.score_config import ScoreConfig
 from tests.runs import ROOT
 
@@ -56,7 +56,8 @@ def test_every_preset_loads_and_keeps_all_values_through_yaml(name):
 def test_presets_for_stable_diffusion_leave_the_prior_to_the_user_and_their_heads_name_one_that_exists():
     for name in (name for name in preset_names() if name.startswith("stable-diffusion")):
         assert load_preset(name).prior == ""
-        assert f"--prior {SUGGESTED}" in (PRESET_FOLDER / f"{name}.yaml").read_text()
+        suggested = SUGGESTED_FLOW if name == "stable-diffusion-3" else SUGGESTED
+        assert f"--prior {suggested}" in (PRESET_FOLDER / f"{name}.yaml").read_text()
 
 
 def test_no_file_of_the_repository_names_a_prior_that_is_gone():
@@ -65,7 +66,7 @@ def test_no_file_of_the_repository_names_a_prior_that_is_gone():
     shown = {word for file in files if file.name != "known.py" for word in re.findall(r"--prior ([\w./-]+)", file.read_text())}
     assert SUGGESTED in shown
     assert not shown & GONE.keys()
-    assert {word for word in shown if "/" in word and "path" not in word} <= set(KNOWN_PRIORS.values())
+    assert {word for word in shown if "/" in word and "path" not in word} <= {*KNOWN_PRIORS.values(), *KNOWN_FLOWS.values()}
 
 
 def test_a_configuration_is_read_as_it_was_written():

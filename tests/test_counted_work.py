@@ -7,7 +7,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.distributed.layout import Layout
-from dist_vsd.scaling.counted_work import CountedWork, shapes_alone
+from dist_vsd.scaling.counted_work import CountedWork
+from dist_vsd.scaling.shapes import shapes_alone
 from dist_vsd.stopwatch import Stopwatch
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update

@@ -103,6 +103,8 @@ def in_small(words, random_prior, random_flow=""):
     if "--resume" in words or "--help" in words:  # a resumed run is what it was
         return words
     extra = SMALLER.get(tuple(words[:1]), SMALLER.get(tuple(words[:2]), []))
+    if "--protocol" in words:  # which has its own cameras
+        extra = ["--size", "4"]
     if words[0] == "train" and random_prior in words:
         extra = [*SMALL, "--wandb.mode", "disabled"]
     if words[0] == "train" and random_flow in words:
@@ -136,6 +138,8 @@ def workplace(page, folder, finished):
     for name in ("launch_configs", "slurm"):
         (folder / name).symlink_to(ROOT / name)
     (folder / "prompts.txt").write_text("a red car\n")
+    (folder / "prompt_single.txt").write_text("a green duck\n")
+    (folder / "prompts.json").write_text('["a green duck"]')
     trimesh.creation.box((1.0, 0.5, 0.25)).export(folder / "house.glb")
     shutil.copytree(finished, folder / "runs" / "a-green-duck")
     for block in blocks_of(page):

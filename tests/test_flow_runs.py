@@ -1,6 +1,7 @@
 """Runs on rectified flows by the command line: every objective, samples, a stop and the same bits after it; real sizes on shapes alone."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from dist_vsd.scaling.counted_prior import count_prior
 from dist_vsd.scaling.room import card_for, with_zero_3
 from dist_vsd.scaling.stage_times import ENCODER_FORWARD, ENCODER_FORWARD_BACKWARD, UNET_FORWARD, UNET_LORA_FORWARD_BACKWARD
 from dist_vsd.serialization import read_tensors
-from tests.runs import TINY
+from tests.ranks import run_ranks
+from tests.runs import TINY, checkpoint
+from tests.test_ranks import parameters, relative_difference
 from tests.tiny_flows import FLOWS, write_flow
 
 GIB = 2**30
@@ -149,3 +152,29 @@ def test_bench_update_counts_a_flow(tmp_path):
     assert main(["bench", "update", "--size", "tiny-sd3", *words]) == 0
     (row,) = json.loads((tmp_path / "update.json").read_text())["rows"]
     assert row["flop_by_stage"]["scores"] > 0
+
+
+# Several ranks
+
+
+@pytest.fixture(scope="module")
+def on_one_rank(tmp_path_factory):
+    return on_ranks(tmp_path_factory.mktemp("flow") / "run", 1)
+
+
+def on_ranks(run_dir, num_ranks, config="cpu", resumed=False):
+    """Train two particles on a random flow by the command line's own launch; return all of the last checkpoint."""
+    words = ["a red car", "--prior", "random:tiny-sd3", "--flow.image-size", "16", *TINY, "--num-particles", "2", "--checkpoint-every", "2"]
+    words = ["--resume"] if resumed else [*words, "--num-updates", "4", "--micro-batch-size", "1", "--wandb.mode", "disabled"]
+    code, output = run_ranks([*words, "--run-dir", str(run_dir)], num_ranks, config)
+    assert code == 0, output
+    return checkpoint(run_dir, 4)
+
+
+@pytest.mark.parametrize("config", ["cpu", "deepspeed_zero2", "deepspeed_zero3"])
+def test_two_ranks_share_one_phi_on_a_flow_by_ddp_and_with_its_weights_in_shards(on_one_rank, tmp_path, config):
+    """ZeRO 3 gathers the transformer's weights block by block; a run on it is stopped and goes on."""
+    found = on_ranks(tmp_path / "run", 2, config)
+    assert relative_difference(parameters(on_one_rank), parameters(found)) < 1e-3
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "update_00000004")
+    assert relative_difference(found, on_ranks(tmp_path / "run", 2, config, resumed=True)) < 1e-5

@@ -72,6 +72,33 @@ def test_meshes_resume_to_the_bit(whole, tmp_path, update):
     assert different(checkpoint(folder, LAST), checkpoint(tmp_path / "run", LAST)) == []
 
 
+KEPT = [*WORDS[: WORDS.index(STAGES[-1]) + 1], "texture.score.keep=true", "texture.score.lr=1e-9", *WORDS[WORDS.index("--deterministic") :]]
+
+
+def test_a_kept_phi_goes_on_from_the_last_stage_that_had_one_and_resumes_to_the_bit(whole, tmp_path):
+    """Over a stage that has none. At hardly any rate its matrices stay, while its moments go on."""
+    output = run(tmp_path / "run", [*KEPT, *TWO_SHOTS, "--checkpoint-every", "1"])
+    assert "phi goes on from where stage coarse has left it after update 1" in output
+    began, painted = (checkpoint(tmp_path / "run", update) for update in (1, LAST))
+    phi = [name for name in began if name.startswith("phi.")]
+    steps = [name for name in began if name.startswith("phi_optimizer") and name.endswith("/step")]
+    assert phi
+    assert all(torch.allclose(began[name], painted[name], atol=1e-8) for name in phi)
+    assert {float(painted[name] - began[name]) for name in steps} == {2.0}
+    assert different(checkpoint(whole[0], SHAPED), checkpoint(tmp_path / "run", SHAPED)) == []
+    for update in (SHAPED + 1, LAST):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / f"update_{update:08d}")
+    run(tmp_path / "run", ["--resume"])
+    assert different(painted, checkpoint(tmp_path / "run", LAST)) == []
+
+
+def test_a_stage_that_is_done_again_keeps_the_phi_of_the_run_that_it_begins_from(whole, tmp_path):
+    words = [*KEPT, "--stages", "texture", "--start-from", f"{whole[0]}@geometry"]
+    assert "phi goes on from where stage coarse has left it after update 1" in run(tmp_path / "run", words)
+    began, painted = checkpoint(whole[0], 1), checkpoint(tmp_path / "run", 2)
+    assert all(torch.allclose(began[name], painted[name], atol=1e-8) for name in began if name.startswith("phi."))
+
+
 def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
     folder, _ = whole
     words = [*WORDS, "--stages", "texture", "--start-from", f"{folder}@geometry"]
@@ -90,6 +117,9 @@ def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
         (["--stage", "geometry.trains=[a"], "--stage geometry.trains=[a: the value can't be read: write it as in a YAML file"),
         (["--stage", "geometry.num_updates"], "--stage geometry.num_updates: must be STAGE.NAME=VALUE"),
         (["--stage", "geometry.trains=[distanse]"], "got 'distanse' (did you mean distance?)"),
+        (["--stage", "coarse.score.keep=true"], "score.keep: no stage before coarse trains a phi that could go on: drop it"),
+        (["--preset", "embedded", "--score.keep"], "score.keep: no stage before main trains a phi that could go on: drop it"),
+        (["--stage", "texture.score={keep: true, rank: 8}"], "score.keep: stage texture has score.rank 8, coarse 4: give both the same"),
         (["--mesh.resolution", "4"], "mesh.resolution must be in [8, 512], got 4: change --mesh.resolution"),
         (["--preset", "embedded", "--stages", "coarse"], "--stages coarse: the run has none: take a preset that has stages"),
         (["--start-from", "{run}@colours"], "has no stage 'colours', it has coarse, geometry, texture"),

@@ -121,6 +121,35 @@ def test_the_table_shows_failed_and_running_runs_first(tmp_path):
     assert (rows.row_count, num_left_out) == (NUM_ROWS, 60 - NUM_ROWS)
 
 
+def test_the_janus_rate_is_one_line_of_all_particles_that_were_evaluated(tmp_path, capsys):
+    """2 of 4 particles and 1 of 1 are 3 of 5; runs without a rate, with half a file, or without any, say nothing."""
+    sweep = plan_seeds(tmp_path, 5)
+    for run, count, rate in zip(sweep.runs, (4, 1), (0.5, 1.0), strict=False):
+        record = {"update": 50, "num_particles": count, "figures": {"particles/multi_face_rate": rate, "clip/score": 0.3}}
+        (begin(sweep, run, 50, 50) / "evaluation.json").write_text(json.dumps(record))
+    of_others = {"update": 50, "num_particles": 4, "figures": {"clip/score": 0.3}}
+    (begin(sweep, sweep.runs[2], 50, 50) / "evaluation.json").write_text(json.dumps(of_others))
+    (begin(sweep, sweep.runs[3], 50, 50) / "evaluation.json").write_text('{"update": 50, "fig')
+    told = "Janus rate: 60% (3 of 5 particle(s) of 2 evaluated run(s) have more than one face)"
+    for command in ("status", "collect"):
+        assert main(["sweep", command, str(tmp_path)]) == 0
+        assert capsys.readouterr().out.splitlines()[-1] == told
+    (sweep.run_dir(sweep.runs[1]) / "checkpoints" / "update_00000060").mkdir()
+    assert main(["sweep", "status", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == f"{told}; 1 of these runs went on since"
+    assert main(["sweep", "status", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["faces"] == {"rate": 0.6, "runs": 2, "particles": 5, "with_more": 3, "outdated": 1}
+
+
+def test_a_sweep_that_was_not_evaluated_says_nothing_of_faces(tmp_path, capsys):
+    sweep = plan_seeds(tmp_path, 1)
+    begin(sweep, sweep.runs[0], 50, 50)
+    assert main(["sweep", "status", str(tmp_path)]) == 0
+    assert "Janus" not in capsys.readouterr().out
+    assert main(["sweep", "status", str(tmp_path), "--json"]) == 0
+    assert "faces" not in json.loads(capsys.readouterr().out)
+
+
 @pytest.mark.parametrize(("seconds", "told"), [(45, "45 s"), (720, "12 min"), (11_100, "3 h 05 min"), (187_200, "2 d 04 h")])
 def test_a_duration_has_the_two_units_that_matter(seconds, told):
     assert duration(seconds) == told

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import tyro
-
-from dist_vsd.commands.arguments import nearest_command, parse
-from dist_vsd.commands.help import Pages
-from dist_vsd.evaluation.metric_names import EVALUATION_FILE, METRICS, ONLY_WHEN_ASKED
+from dist_vsd.commands.arguments import parse
+from dist_vsd.commands.evaluate_protocol import run_protocol
+from dist_vsd.commands.evaluate_words import DESCRIPTION, PAGES, EvaluateArguments, run_dirs_of
+from dist_vsd.evaluation.metric_names import EVALUATION_FILE, ONLY_WHEN_ASKED
 from dist_vsd.runs.run_directory import split_stage
 from dist_vsd.writable import require_writable_file
 
@@ -24,97 +22,15 @@ if TYPE_CHECKING:
 
 FIGURES_A_TABLE = 6
 LESS = "give fewer runs at once, or lower --num-azimuths, --sphere-subdivisions or --num-samples"
-DESCRIPTION = """Evaluate runs, finished or stopped, by their newest valid checkpoints.
-
-- clip: cosine of views and prompt
-- r_precision: share of views to which the prompt is the nearest of --prompts, or of the embedded prior's captions, or of the runs' prompts
-- entropy: of CLIP's predictions over that set: for a view (quality, low is sharp) and of their mean (variety)
-- diversity: 1 - the mean cosine between two particles from the same camera, by CLIP
-- multi_face: share of particles whose front is seen from more than one side
-- recognition: object, colour and view that CLIP recognises; how evenly they are spread where the prompt leaves them open (embedded prior)
-- overlap: intersection over union with the known scene (embedded prior)
-- chamfer: distance of a mesh to the surface of the known scene, and how far their normals agree (embedded prior)
-- t3bench: quality from all around: the best CLIP score, smoothed over neighbouring viewpoints
-- dino, lpips: diversity by other features, whose weights are given
-- samples: colours and views against those of the prior's own samples (embedded prior; takes a while)
-- fid: Frechet distance of views and the prior's own samples (takes a while)
-
-Without --metrics: all that the run and the given weights allow, but for samples and fid. Writes RUN_DIR/evaluation.json, of RUN_DIR@STAGE
-evaluation_STAGE.json."""
-
-PAGES = Pages(
-    examples="""Measure runs: CLIP score, R-precision, quality and variety, diversity, faces, recognition, overlap.
-
-  dist-vsd evaluate runs/* --out table.csv
-  dist-vsd evaluate runs/a-green-duck --metrics clip r_precision""",
-    everyday=("--metrics", "--prompts", "--clip", "--num-azimuths", "--elevations", "--out"),
-    topics={
-        "What is measured": ("--metrics", "--prompts", "--out"),
-        "By which networks": ("--clip", "--dino", "--lpips"),
-        "From where": ("--elevations", "--num-azimuths", "--sphere-subdivisions"),
-        "Against the prior's own samples": ("--num-samples", "--sample-guidance"),
-    },
-)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EvaluateArguments:
-    """What `evaluate` takes."""
-
-    run_dirs: tyro.conf.Positional[tuple[str, ...]]
-    """Run directories, or RUN_DIR@STAGE: as that stage has left its particles."""
-    prompts: str = ""
-    """A text file, a prompt a line: the set that R-precision is told from."""
-    metrics: tuple[str, ...] = ()
-    """Out of clip, r_precision, entropy, diversity, multi_face, recognition, overlap, chamfer, t3bench, dino, lpips, samples and fid."""
-    clip: str = ""
-    """The folder of a transformers CLIPModel in safetensors, or a hub id; empty: the run's own --clip, else the one beside the prior."""
-    dino: str = ""
-    """Folder of a transformers DINO, DINOv2 or DINOv3 in safetensors."""
-    lpips: str = ""
-    """LPIPS's weights (AlexNet) as a safetensors file; dist_vsd/evaluation/lpips.py says how to save it."""
-    elevations: tuple[float, ...] = (15.0,)
-    """Of the turns from which 3D particles are looked at, degrees."""
-    num_azimuths: int = 24
-    """Views of each turn."""
-    sphere_subdivisions: int = 1
-    """Of t3bench's icosphere: 1 has 42 viewpoints, 2 (the benchmark's own) 162, at five focal lengths each."""
-    num_samples: int = 64
-    """Samples of the prior for each prompt, for samples and fid."""
-    sample_guidance: float = 7.5
-    """Their guidance scale, the same for all runs."""
-    out: str = ""
-    """File for the results of all runs: .csv or .json."""
-
-    def __post_init__(self) -> None:
-        if not self.run_dirs:
-            raise ValueError("no run directory is given: give the directories that `dist-vsd train` made")
-        for name in self.metrics:
-            if name not in METRICS:
-                raise ValueError(f"--metrics must be out of {', '.join(METRICS)}, got {name!r}{nearest_command(name, METRICS)}")
-        if not self.elevations or not all(-90 <= elevation <= 90 for elevation in self.elevations):
-            raise ValueError(f"--elevations must be one or more numbers in [-90, 90], got {self.elevations}")
-        if self.num_azimuths < 1:
-            raise ValueError(f"--num-azimuths must be at least 1, got {self.num_azimuths}")
-        if not 0 <= self.sphere_subdivisions <= 3:
-            raise ValueError(f"--sphere-subdivisions must be 0 to 3, got {self.sphere_subdivisions}")
-        if self.num_samples < 2:
-            raise ValueError(f"--num-samples must be at least 2, got {self.num_samples}")
-        if not 0.0 <= self.sample_guidance < math.inf:
-            raise ValueError(f"--sample-guidance must be a number from 0 on, got {self.sample_guidance}: change it")
-        if self.out and Path(self.out).suffix not in (".csv", ".json"):
-            raise ValueError(f"--out must end in .csv or .json, got {self.out!r}")
-
-    @property
-    def wanted(self) -> tuple[str, ...]:
-        """The metrics to try."""
-        return tuple(dict.fromkeys(self.metrics)) or tuple(name for name in METRICS if name not in ONLY_WHEN_ASKED)
 
 
 def run(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(EvaluateArguments, arguments, "evaluate", DESCRIPTION, pages=PAGES)
-    folders = [Path(name) for name in dict.fromkeys(parsed.run_dirs)]
+    folders, notes = run_dirs_of(parsed.run_dirs)
+    if parsed.protocol:
+        run_protocol(parsed.protocol, parsed.method, parsed.size, Path(parsed.prompts), Path(parsed.out or parsed.protocol), folders, notes)
+        return 0
     for folder in folders:
         file = split_stage(folder)[0] / EVALUATION_FILE
         require_writable_file(file, f"{str(file)!r}", "give it back to its owner, or copy the run")
@@ -126,6 +42,8 @@ def run(arguments: list[str]) -> int:
     from dist_vsd.scaling.memory import Memory, telling_out_of_memory
 
     device = best_device()
+    for note in notes:
+        print(note)
     with telling_out_of_memory(Memory.of(device), lambda _memory: LESS):
         evaluate(parsed, folders, prompts, device)
     return 0

@@ -47,20 +47,19 @@ class SampleArguments:
     out: str = "sample.png"
     """The picture; several samples stand side by side, of a multi-view prior one below the other."""
     prior: str = "embedded"
-    """embedded, embedded-multiview, embedded-flow, a pipeline folder of Stable Diffusion (1.x, 2.x, XL, 3), FLUX or SANA,
-    FILE.safetensors[+FOLDER], or a hub id[@revision]."""
+    """embedded, embedded-multiview, embedded-flow, a pipeline folder, FILE.safetensors[+FOLDER], or a hub id[@revision]."""
     num_samples: int = 4
     """Pictures to draw."""
     num_steps: int = 50
     """Of the sampler."""
     sampler: str = ""
-    """ddim or dpmsolver++; of a rectified flow euler; empty: ddim, or euler of a flow."""
+    """ddim or dpmsolver++; of a flow euler; empty: ddim or euler."""
     guidance_scale: float = 7.5
     """Classifier-free guidance s."""
     seed: int = 0
-    """Of the first picture; the others take the next ones."""
+    """Of the first picture; the next ones follow."""
     enlarge: int = 2
-    """Times that each pixel is repeated along both axes."""
+    """Times that each pixel is repeated a side."""
     flow: FlowConfig = FlowConfig()
     """Of a prior that is a rectified flow."""
 

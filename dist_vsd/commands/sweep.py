@@ -181,15 +181,17 @@ def _submit(parsed: SubmitArguments, wanted: frozenset[str]) -> int:
 def run_status(arguments: list[str]) -> int:
     """Print totals and a table, or JSON."""
     parsed = parse(StatusArguments, arguments, "sweep status", STATUS)
+    from dist_vsd.sweep.faces import faces_of
     from dist_vsd.sweep.state import states_of
     from dist_vsd.sweep.status_table import table, to_json, totals, totals_line
     from dist_vsd.sweep.submit import SUBMITTED
 
     sweep = read_sweep(Path(parsed.sweep_dir))
     states = states_of(sweep)
-    counts = totals(states.values())
+    counts, faces = totals(states.values()), faces_of(sweep, states)
     if parsed.json:
-        print(json.dumps({"name": sweep.settings.name, "totals": counts, "runs": to_json(states.values())}, indent=1))
+        told = {"faces": faces.to_json()} if faces else {}
+        print(json.dumps({"name": sweep.settings.name, "totals": counts, **told, "runs": to_json(states.values())}, indent=1))
         return 0
     from rich.console import Console
 
@@ -201,6 +203,8 @@ def run_status(arguments: list[str]) -> int:
     if num_left_out:
         print(f"... and {num_left_out} more: --json shows all")
     print(totals_line(counts, _num_queued(sweep, {name for name, state in states.items() if state.state in SUBMITTED})))
+    if faces:
+        print(faces.line())
     return 0
 
 

@@ -32,6 +32,7 @@ def run_collect(arguments: list[str]) -> int:
     """Run the command; see cli.main for the exit codes."""
     parsed = parse(SweepCollectArguments, arguments, "sweep collect", DESCRIPTION)
 
+    from dist_vsd.sweep.faces import faces_of
     from dist_vsd.sweep.manifest import read_sweep
     from dist_vsd.sweep.page import write_page
     from dist_vsd.sweep.preview import preview_of
@@ -43,10 +44,13 @@ def run_collect(arguments: list[str]) -> int:
     table, page = folder / "results.csv", folder / "results.html"
     for file in (table, page, *([folder / "media" / "0.webp"] if parsed.link_media else [])):
         require_writable_file(file, f"--out {str(folder)!r}")
-    results = collect(sweep, states_of(sweep))
+    states = states_of(sweep)
+    results = collect(sweep, states)
     folder.mkdir(parents=True, exist_ok=True)
     table.write_text(to_csv(results), encoding="utf-8")
     write_page(page, sweep, results, lambda result: preview_of(sweep.run_dir(result.run)), link_media=parsed.link_media)
     done = sum(result.state.state == "done" for result in results)
     print(f"{len(results)} run(s), {done} of them done:\n  {table}\n  {page}")
+    if faces := faces_of(sweep, states):
+        print(faces.line())
     return 0

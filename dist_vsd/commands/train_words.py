@@ -105,6 +105,11 @@ def prepare(arguments: list[str]) -> tuple[TrainArguments, RunConfig, RunDirecto
         from dist_vsd.runs.start import check_starts
 
         check_starts(stages)
+    if any(stage.config.score.keep for stage in stages) and not config.resume:
+        from dist_vsd.runs.kept_phi import find_kept_phi
+
+        for stage in stages:
+            find_kept_phi(stage, directory.checkpoints)  # or refuse it
     for stage in stages:
         _check_stage(stage.config)
     clip_for(config.prior, config.evaluate_clip)

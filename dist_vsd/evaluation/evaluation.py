@@ -169,7 +169,7 @@ def figures_against_samples(saved: SavedRun, pictures: Tensor, found: Evaluation
     """
     assert instruments.samples is not None
     config, question = saved.config, found.question
-    samples = instruments.samples.of(config.prior, config.prompt, question.view_words)
+    samples = instruments.samples.of(config.prior, config.prompt, question.view_words, config.flow)
     is_latent = config.representation_row.is_latent
     figures: dict[str, float] = {"samples/finest_octave": finest_octave(samples.latents if is_latent else samples.pictures)}
     if found.verdict is not None and instruments.scorer is not None:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dist_vsd.priors.flow_config import FlowConfig
 from dist_vsd.priors.sampling import sample_latents
 from dist_vsd.priors.table import load_prior, prior_row
 
@@ -40,10 +41,10 @@ class PriorSamples:
 
     def __init__(self, num_samples: int = 64, guidance_scale: float = 7.5, num_steps: int = 20, device: torch.device | str = "cpu") -> None:
         self.num_samples, self.guidance_scale, self.num_steps, self.device = num_samples, guidance_scale, num_steps, device
-        self._prior = functools.lru_cache(maxsize=1)(lambda name: load_prior(name, device))
+        self._prior = functools.lru_cache(maxsize=1)(lambda name, flow: load_prior(name, device, flow=flow))
         self._drawn = functools.lru_cache(maxsize=4)(self._draw)
 
-    def of(self, prior: str, prompt: str, view_words: Sequence[str]) -> Samples:
+    def of(self, prior: str, prompt: str, view_words: Sequence[str], flow: FlowConfig | None = None) -> Samples:
         """Return the samples for a prompt.
 
         Args:
@@ -51,15 +52,16 @@ class PriorSamples:
             prompt: of the run.
             view_words: that follow the prompt, in turn; none: the prompt alone. A prior that knows cameras is told them instead, and
                 draws views around the object.
+            flow: what the run asks of a prior that is a rectified flow.
         """
         count, num_views = self.num_samples, prior_row(prior).views_per_shot
         if num_views > 1:
             count, view_words = -(-count // num_views), ()
         texts = [f"{prompt}, {words}" for words in view_words] or [prompt]
-        return self._drawn(prior, tuple(texts[i * len(texts) // count % len(texts)] for i in range(count)))
+        return self._drawn(prior, flow, tuple(texts[i * len(texts) // count % len(texts)] for i in range(count)))
 
-    def _draw(self, name: str, prompts: tuple[str, ...]) -> Samples:
-        prior, latents, pictures = self._prior(name), [], []
+    def _draw(self, name: str, flow: FlowConfig | None, prompts: tuple[str, ...]) -> Samples:
+        prior, latents, pictures = self._prior(name, flow), [], []
         for i in range(0, len(prompts), SAMPLES_AT_ONCE):
             some = list(prompts[i : i + SAMPLES_AT_ONCE])
             seeds = range(i, i + len(some))

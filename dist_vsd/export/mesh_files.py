@@ -20,15 +20,20 @@ def write_ply(mesh: Mesh, file: Path) -> list[Path]:
     return [file]
 
 
-def write_obj(mesh: Mesh, file: Path) -> list[Path]:
-    """Write a mesh as OBJ, upright as in glTF: with a material (MTL) and its texture (PNG), or with colours at the vertices.
+def write_obj(mesh: Mesh, file: Path, upright: bool = True) -> list[Path]:
+    """Write a mesh as OBJ: with a material (MTL) and its texture (PNG), or with colours at the vertices.
+
+    Args:
+        mesh: to write.
+        file: of the mesh.
+        upright: y up and the front to +z, as in glTF; else z up, in the axes of the scene.
 
     Returns:
         The files, which name each other and are to stay in one folder.
     """
     texture, files = mesh.texture, [file]
-    vertices = to_gltf(mesh.vertices)
-    normals = [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in to_gltf(mesh.normals)]
+    vertices, along = (to_gltf(mesh.vertices), to_gltf(mesh.normals)) if upright else (mesh.vertices, mesh.normals)
+    normals = [f"vn {x:.4f} {y:.4f} {z:.4f}" for x, y, z in along]
     file.parent.mkdir(parents=True, exist_ok=True)
     if texture is None:
         head = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -56,7 +57,7 @@ def suitable_threshold(field: RadianceField, volume: Tensor, slack: float = 0.0)
         ValueError: no ray is more than half opaque where the volume has any density.
     """
     greatest, solid = [], []
-    views = _views(field)
+    views = views_of_cube(field, TURNS_DEG)
     for view in range(len(views)):
         camera = views[view : view + 1]
         solid.append(field.render(camera, VIEW_PIXELS).opacity.flatten() > SOLID_OPACITY)
@@ -64,9 +65,9 @@ def suitable_threshold(field: RadianceField, volume: Tensor, slack: float = 0.0)
     return _best_level(torch.cat(greatest).double().cpu(), torch.cat(solid).cpu(), slack)
 
 
-def _views(field: RadianceField) -> Cameras:
-    """Return the cameras by which a level is judged, which see the whole cube."""
-    angles = torch.tensor([(azimuth * 360 / count, elevation) for elevation, count in TURNS_DEG for azimuth in range(count)])
+def views_of_cube(field: RadianceField, turns_deg: Sequence[tuple[float, int]]) -> Cameras:
+    """Return cameras that see the whole cube of a field: for each (elevation in degrees, number) so many, evenly around."""
+    angles = torch.tensor([(azimuth * 360 / count, elevation) for elevation, count in turns_deg for azimuth in range(count)])
     ones = torch.ones(len(angles))
     fov_deg = 2 * math.degrees(math.asin(math.sqrt(3) / VIEW_DISTANCE))  # of the ball around the cube
     cameras = look_at_origin(angles[:, 0], angles[:, 1], VIEW_DISTANCE * field.config.bound * ones, fov_deg * ones)
@@ -75,20 +76,36 @@ def _views(field: RadianceField) -> Cameras:
 
 def _greatest_density(field: RadianceField, volume: Tensor, camera: Cameras) -> Tensor:
     """Return for each ray of a camera the greatest density on it, interpolated between the cells' centres; (VIEW_PIXELS^2,)."""
+    greatest = volume.new_zeros(VIEW_PIXELS**2)
+    for rays, _, density in samples_along_rays(field, volume, camera, VIEW_PIXELS):
+        greatest[rays] = density.amax(-1)
+    return greatest
+
+
+def samples_along_rays(field: RadianceField, volume: Tensor, camera: Cameras, pixels: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Sample a volume evenly along those of a camera's rays that cross the cube, some rays at a time.
+
+    Args:
+        field: whose cube it is.
+        volume: its ``density_volume``, on its device.
+        camera: one.
+        pixels: along a side of its picture.
+
+    Yields:
+        (N,) numbers of rays, (N, S) distances from the camera and (N, S) densities there, interpolated between the cells' centres.
+    """
     bound, resolution = field.config.bound, volume.shape[0]
-    origins, directions = (rays[0] for rays in cast_rays(camera, VIEW_PIXELS, VIEW_PIXELS))
+    origins, directions = (rays[0] for rays in cast_rays(camera, pixels, pixels))
     origins = origins + field.center
     to_planes = torch.stack([(side * bound - origins) / directions for side in (-1.0, 1.0)])
     near, far = to_planes.amin(0).amax(-1), to_planes.amax(0).amin(-1)
-    inside = (near < far).nonzero().squeeze(-1)
-    greatest = volume.new_zeros(len(origins))
+    crosses = (near < far).nonzero().squeeze(-1)
     shares = (torch.arange(2 * resolution, device=volume.device) + 0.5) / (2 * resolution)  # a step is a cell's diagonal at the most
-    for index in inside.split(max(1, CHUNK_POINTS // len(shares))):
-        t = near[index, None] + (far - near)[index, None] * shares
-        points = (origins[index, None] + t[..., None] * directions[index, None]) / bound
+    for rays in crosses.split(max(1, CHUNK_POINTS // len(shares))):
+        t = near[rays, None] + (far - near)[rays, None] * shares
+        points = (origins[rays, None] + t[..., None] * directions[rays, None]) / bound
         sampled = torch.nn.functional.grid_sample(volume[None, None], points[None, None].flip(-1), align_corners=False)
-        greatest[index] = sampled[0, 0, 0].amax(-1)
-    return greatest
+        yield rays, t, sampled[0, 0, 0]
 
 
 def _best_level(greatest: Tensor, solid: Tensor, slack: float = 0.0) -> float:

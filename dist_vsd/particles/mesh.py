@@ -21,6 +21,7 @@ from dist_vsd.particles import mesh_start
 from dist_vsd.particles.colored_particle import ColoredParticle, as_images
 from dist_vsd.particles.derived import Derived
 from dist_vsd.particles.given_mesh import GivenMesh, distances_to
+from dist_vsd.particles.hidden_space import hidden_space
 from dist_vsd.particles.iso_level import density_volume, suitable_threshold
 from dist_vsd.particles.mesh_regularizers import laplacian, normal_consistency
 from dist_vsd.particles.owned_particle import THETA, load_theta, replace_parameter
@@ -285,13 +286,15 @@ class MeshParticle(ColoredParticle):
         """Begin at the surface of a field, or at a ball where it has none; ``notes`` say which."""
         config, bound = self.mesh_config, self.config.bound
         density = mesh_start.values_on_lattice(field.seen_density, config.resolution, bound).numpy()
+        volume = density_volume(field, config.resolution)
         threshold, fault = config.threshold, ""
         if not threshold:
             try:
-                threshold = suitable_threshold(field, density_volume(field, config.resolution), SLACK)
+                threshold = suitable_threshold(field, volume, SLACK)
             except ValueError as error:
                 fault = str(error).partition(":")[0]
-        solid = mesh_start.solid_of(density, threshold, config.least_fragment)
+        hidden = hidden_space(field, volume, mesh_start.lattice_points(config.resolution, bound)).view(density.shape).numpy()
+        solid = mesh_start.solid_of(density, threshold, config.least_fragment, hidden)
         if fault := fault or solid.fault:
             remedy = "give the stage before more updates, or name --mesh.threshold"
             self.notes = (f"it has no surface to begin from, as {fault}: it begins as a ball; {remedy}",)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.ndimage import binary_fill_holes, distance_transform_edt, label
+from scipy.ndimage import binary_erosion, binary_fill_holes, distance_transform_edt, label
 from torch import Tensor
 
 CHUNK_POINTS = 1 << 18
@@ -43,15 +43,19 @@ def values_on_lattice(function: Callable[[Tensor], Tensor], resolution: int, bou
     return torch.cat([function(chunk) for chunk in points.split(CHUNK_POINTS)]).reshape((resolution + 1,) * 3)
 
 
-def solid_of(density: np.ndarray, threshold: float, least_fragment: float) -> Solid:
-    """Find what is denser than a threshold, without holes that no camera sees and without small fragments.
+def solid_of(density: np.ndarray, threshold: float, least_fragment: float, hidden: np.ndarray | None = None) -> Solid:
+    """Find what is denser than a threshold, with all that it encloses or hides, and without small fragments.
 
     Args:
         density: (S, S, S) at the vertices of a lattice.
         threshold: of the surface.
         least_fragment: parts with less than this share of the largest part's vertices are fragments.
+        hidden: (S, S, S) bool, what no camera sees; None: nothing is known to be. Of it what is next to something that is seen does not
+            count: just before a surface some of the light is lost already.
     """
     inside = density > threshold
+    if hidden is not None and inside.any():
+        inside |= binary_erosion(hidden)
     for axis in range(3):  # the surface closes before the cube's sides
         np.moveaxis(inside, axis, 0)[[0, -1]] = False
     parts, num_parts = label(inside)

@@ -11,12 +11,11 @@ class FlowConfig:
     """Of a prior that is a rectified flow: Stable Diffusion 3, FLUX, SANA."""
 
     shift: float | None = None
-    """k of s = k u / (1 + (k - 1) u): how much of the time is spent at high noise; None: as the prior's scheduler has it (SD3: 3)."""
+    """k of s = k u / (1 + (k - 1) u); None: the scheduler's own."""
     guidance_embedding: float | None = None
-    """The scale that FLUX-dev, distilled from guidance, is told; phi is told 1. None: 3.5, as its pipeline. Guidance itself stays
-    guidance_scale, and 1 of it spares a pass."""
+    """The scale that a prior distilled from guidance (FLUX-dev) is told, and phi 1; None: 3.5."""
     image_size: int = 0
-    """Height and width of the pictures that the prior is shown, pixels; 0: those of its training."""
+    """Pixels on a side of the pictures that the prior is shown; 0: as in its training."""
 
     def __post_init__(self) -> None:
         if self.shift is not None and not 0.0 < self.shift < math.inf:

@@ -32,11 +32,11 @@ def check_flow_folder(path: Path, prior: str) -> PipelineFolder:
     kind = FLOWS[index["_class_name"]]
     facts = read_json(path / FACTS_FILE, prior) if (path / FACTS_FILE).exists() else {}
     _check_facts(facts, prior)
-    encoders = _encoders_of(index, kind, path, prior)
-    components = ("transformer", "vae", *encoders)
-    for name in (*components, *encoders.values(), "scheduler"):
+    for name in ("transformer", "vae", "scheduler"):
         if not (path / name).is_dir():
             raise ValueError(f"prior {prior!r} is incomplete: {path / name} is missing; copy the whole pipeline folder")
+    encoders = _encoders_of(index, kind, path, prior)
+    components = ("transformer", "vae", *encoders)
     _check_classes(index, kind, components, prior)
     for encoder, tokenizer in encoders.items():
         is_clip = "CLIP" in index[encoder][1]

@@ -266,6 +266,11 @@ def restore(state: TrainingState, checkpoint: Checkpoint) -> None:
     """Put a whole checkpoint back into a state: this rank's particles, by their ids, and phi (collective under ZeRO)."""
     for particle in state.particles:
         restore_particle(state, particle, checkpoint)
+    restore_phi(state, checkpoint)
+
+
+def restore_phi(state: TrainingState, checkpoint: Checkpoint) -> None:
+    """Put phi back as a checkpoint has it, where there is one (collective under ZeRO)."""
     if state.phi is not None:
         moments = read_tensors(checkpoint.path / "phi_optimizer.safetensors")
         state.phi.load(read_tensors(checkpoint.path / "phi.safetensors"), moments)

@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from dist_vsd.config import RunConfig
+from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.distributed.random import keyed_generator
 from dist_vsd.particles.given_mesh import read_mesh
 from dist_vsd.particles.mesh import MeshParticle
 from dist_vsd.particles.owned_particle import OwnedParticle
 from dist_vsd.particles.particle import Particle
-from dist_vsd.distributed.collectives import Collectives
 from dist_vsd.runs.checkpoint import Checkpoint, left_after, newest_valid, put_back, read_particle, restore, restore_particle
+from dist_vsd.runs.kept_phi import put_kept_phi
 from dist_vsd.runs.run_directory import RunDirectory
 from dist_vsd.runs.saved_run import SavedRun, open_run
 from dist_vsd.training.stages import Stage, stage_after, stage_of_checkpoint, stages_of
@@ -183,8 +184,10 @@ def begin(state: TrainingState, directory: RunDirectory, found: Checkpoint | Non
         restore(state, found)
         return found.update, []
     start = Start(state.stage, directory.checkpoints)
-    notes = start.put_all(state)
-    return state.stage.first, [start.says, *notes] if start.says else []
+    notes = [start.says, *start.put_all(state)] if start.says else []
+    if kept := put_kept_phi(state, directory.checkpoints):
+        notes.append(kept)
+    return state.stage.first, notes
 
 
 def mend(state: TrainingState, particle: int, directory: RunDirectory) -> str:

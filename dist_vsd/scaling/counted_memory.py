@@ -1,6 +1,6 @@
 """How much memory an update holds at most, counted while it runs: every block from its making to its end, by stages.
 
-On the meta device (scaling/counted_work.py: shapes_alone) this takes seconds on any machine, at any size.
+On the meta device (scaling/shapes.py) this takes seconds on any machine, at any size.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from dist_vsd.config import RunConfig
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.scaling.cost_model import Peak, most_particles
-from dist_vsd.scaling.counted_work import shapes_alone
+from dist_vsd.scaling.shapes import shapes_alone
 from dist_vsd.stopwatch import Stopwatch
 from dist_vsd.training.state import build_state
 from dist_vsd.training.update import update

@@ -11,7 +11,8 @@ from torch import Tensor
 from dist_vsd.config_files import load_preset, merge
 from dist_vsd.priors.architecture_names import PREFIX, preset_of, sizes_of_pictures
 from dist_vsd.priors.table import load_prior
-from dist_vsd.scaling.counted_work import CountedWork, shapes_alone
+from dist_vsd.scaling.counted_work import CountedWork
+from dist_vsd.scaling.shapes import shapes_alone
 from dist_vsd.score.lora_score import LoraScore
 
 META = torch.device("meta")

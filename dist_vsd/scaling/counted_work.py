@@ -1,20 +1,16 @@
 """What an update is made of, counted while it runs: floating-point operations and bytes, by its stages.
 
-The update itself is counted, operation after operation as torch carries them out, not a formula about it. On the meta device shapes
-alone flow, so that an update at any size is counted in seconds on any machine, without its memory.
+The update itself is counted, operation after operation as torch carries them out, not a formula about it; at any size on shapes alone
+(scaling/shapes.py).
 """
 
 from __future__ import annotations
 
 import collections
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.fx.experimental import _config as fx_config
-from torch.optim import adam
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry, sdpa_backward_flop, sdpa_flop
@@ -67,37 +63,3 @@ def _moves_nothing(func: Any) -> bool:
     if "empty" in func._schema.name:
         return True
     return any(out.alias_info is not None and not out.alias_info.is_write for out in func._schema.returns)
-
-
-class _ShapesAlone(TorchDispatchMode):
-    """Answers for the meta device where its numbers are asked for, which it has not."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        kwargs = kwargs or {}
-        first = args[0] if args else None
-        if isinstance(first, Tensor) and first.is_meta:
-            if func is aten._local_scalar_dense.default:
-                return 1.0 if first.dtype.is_floating_point else 1
-            if func is aten.equal.default:
-                return True
-            if func is aten._to_copy.default and torch.device(kwargs.get("device") or "meta").type == "cpu":
-                return torch.zeros(first.shape, dtype=kwargs.get("dtype") or first.dtype)
-        return func(*args, **kwargs)
-
-
-@contextlib.contextmanager
-def shapes_alone() -> Iterator[None]:
-    """Let what runs on the meta device go on where it reads a number: one for a scalar, zeros for a copy, all for nonzero()."""
-    with _ShapesAlone(), fx_config.patch(meta_nonzero_assume_all_nonzero=True), _fused_adam_on_meta():
-        yield
-
-
-@contextlib.contextmanager
-def _fused_adam_on_meta() -> Iterator[None]:
-    """Let fused Adam step there: torch knows the shapes of its kernel, but does not name the device among those that it serves."""
-    check = adam._device_dtype_check_for_fused
-    adam._device_dtype_check_for_fused = lambda *_arguments, **_options: None
-    try:
-        yield
-    finally:
-        adam._device_dtype_check_for_fused = check

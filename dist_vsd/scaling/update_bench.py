@@ -15,8 +15,9 @@ from dist_vsd.config import RunConfig
 from dist_vsd.device import peak_memory_mib, reset_peak_memory, synchronize
 from dist_vsd.distributed.layout import Layout
 from dist_vsd.priors.compiled import compilations
-from dist_vsd.scaling.counted_work import CountedWork, shapes_alone
+from dist_vsd.scaling.counted_work import CountedWork
 from dist_vsd.scaling.peaks import Peaks
+from dist_vsd.scaling.shapes import shapes_alone
 from dist_vsd.stopwatch import waiting_at_stages
 from dist_vsd.training.state import TrainingState, build_state
 from dist_vsd.training.update import update

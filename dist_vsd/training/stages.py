@@ -7,7 +7,7 @@ A configuration names them under ``stages``, in order, each with what it changes
       fine: {num_updates: 200, objective: sds, guidance_scale: 30, trains: [mlp]}
 
 Updates are counted through the run. A stage begins from the particles that the one before it has left in its last checkpoint
-(``Particle.from_particle``), or from another run's (``start_from``), with fresh optimisers and a fresh phi.
+(``Particle.from_particle``), or from another run's (``start_from``), with fresh optimisers and, unless it keeps one, a fresh phi.
 """
 
 from __future__ import annotations
