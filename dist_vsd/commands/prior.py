@@ -11,9 +11,10 @@ from typing import Annotated, Any
 import tyro
 
 from dist_vsd.commands.arguments import nearest_command, parse
-from dist_vsd.priors.embedded.recipe_config import MultiViewRecipeConfig, RecipeConfig
+from dist_vsd.priors.embedded.recipe_config import FlowRecipeConfig, MultiViewRecipeConfig, RecipeConfig
 from dist_vsd.priors.flow_config import FlowConfig
 from dist_vsd.priors.pipeline_folder import PipelineFolder, find_pipeline
+from dist_vsd.priors.pipeline_kinds import FLOWS
 from dist_vsd.priors.samplers import SAMPLERS
 from dist_vsd.priors.table import load_prior, prior_row
 from dist_vsd.writable import require_writable_file, require_writable_folder
@@ -23,14 +24,17 @@ SAMPLE = """Draw pictures from a prior by DDIM or DPM-Solver++, or from a rectif
 dist-vsd prior sample "a red car, front view" --out car.png"""
 TRAIN = """Train the embedded prior anew: pictures, VAE, denoiser, CLIP, measurements, model card.
 
-Under two hours on two CPU cores. Stopped at any time, the same command goes on. --kind multiview has flags of its own."""
+Under two hours on two CPU cores. Stopped at any time, the same command goes on. Each other --kind has flags of its own."""
 TRAIN_MULTI_VIEW = """Teach the embedded prior four views of an object together, and normal maps: groups of views, denoiser, model card.
 
 Under 90 minutes on two CPU cores. Stopped at any time, the same command goes on."""
+TRAIN_FLOW = """Train a rectified flow of the embedded prior's world, by a transformer as Stable Diffusion 3 has: pictures, flow, card.
+
+Under an hour on two CPU cores. Stopped at any time, the same command goes on."""
 HELP = """usage: dist-vsd prior sample|train [OPTIONS]
 
   sample   draw pictures from any prior
-  train    train the embedded prior by its recipe; --kind multiview: the one of four views
+  train    train the embedded prior by its recipe; --kind multiview: the one of four views; flow: the rectified flow
 """
 
 
@@ -43,7 +47,7 @@ class SampleArguments:
     out: str = "sample.png"
     """The picture; several samples stand side by side, of a multi-view prior one below the other."""
     prior: str = "embedded"
-    """embedded, embedded-multiview, a pipeline folder, FILE.safetensors[+FOLDER], or a hub id[@revision]."""
+    """embedded, embedded-multiview, embedded-flow, a pipeline folder, FILE.safetensors[+FOLDER], or a hub id[@revision]."""
     num_samples: int = 4
     """Pictures to draw."""
     num_steps: int = 50
@@ -79,7 +83,7 @@ class FolderArguments:
     """Where `prior train` reads and writes."""
 
     kind: str = "embedded"
-    """embedded, the prior of single views; or multiview, made from it."""
+    """embedded, the prior of single views; or multiview or flow, made from it."""
     out: str = "prior"
     """Folder for the finished prior; use it with --prior."""
     work_dir: str = ".prior_work"
@@ -106,8 +110,22 @@ class MultiViewTrainArguments(FolderArguments):
     """embedded, or the folder of a prior of single views that this command made."""
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowTrainArguments(FolderArguments):
+    """What `prior train --kind flow` takes."""
+
+    recipe: Annotated[FlowRecipeConfig, tyro.conf.arg(name="")] = FlowRecipeConfig()
+    """Lengths and seed."""
+    base: str = "embedded"
+    """embedded, or the folder of a prior of single views that this command made: its VAE and its text encoder are taken."""
+
+
 # The words of each kind, and its page.
-KINDS = {"embedded": (TrainArguments, TRAIN), "multiview": (MultiViewTrainArguments, TRAIN_MULTI_VIEW)}
+KINDS = {
+    "embedded": (TrainArguments, TRAIN),
+    "multiview": (MultiViewTrainArguments, TRAIN_MULTI_VIEW),
+    "flow": (FlowTrainArguments, TRAIN_FLOW),
+}
 
 
 def run(arguments: list[str]) -> int:
@@ -167,17 +185,22 @@ def run_train(arguments: list[str]) -> int:
     """Run a recipe and write the pipeline folder with its card."""
     parsed = read_train(arguments)
     out, work = Path(parsed.out), Path(parsed.work_dir)
-    base = find_base(parsed.base) if isinstance(parsed, MultiViewTrainArguments) else None
+    base = None if isinstance(parsed, TrainArguments) else find_base(parsed.base)
     require_writable_folder(out, f"--out {parsed.out!r}")
     require_writable_folder(work, f"--work-dir {parsed.work_dir!r}")
-    figures = _train_single_views(parsed, out, work) if base is None else _train_multi_view(parsed, base, out, work)
+    if isinstance(parsed, FlowTrainArguments):
+        figures = _train_flow(parsed, base, out, work)
+    elif isinstance(parsed, MultiViewTrainArguments):
+        figures = _train_multi_view(parsed, base, out, work)
+    else:
+        figures = _train_single_views(parsed, out, work)
     for name, value in figures.items():
         print(f"{name}: {value}")
     print(f"the prior is in {out}; its card is {out / 'README.md'}")
     return 0
 
 
-def read_train(arguments: list[str]) -> TrainArguments | MultiViewTrainArguments:
+def read_train(arguments: list[str]) -> TrainArguments | MultiViewTrainArguments | FlowTrainArguments:
     """Read the words of `prior train`, of which the last --kind decides which others there are; ValueError for what is wrong with them."""
     kind = "embedded"
     for word, after in itertools.pairwise([*arguments, ""]):
@@ -186,19 +209,19 @@ def read_train(arguments: list[str]) -> TrainArguments | MultiViewTrainArguments
         elif word == "--kind":
             kind = after
     if kind not in KINDS:
-        raise ValueError(f"--kind must be {' or '.join(KINDS)}, got {kind!r}{nearest_command(kind, KINDS)}: change --kind")
+        raise ValueError(f"--kind must be one of {', '.join(KINDS)}, got {kind!r}{nearest_command(kind, KINDS)}: change --kind")
     words, page = KINDS[kind]
     return parse(words, arguments, "prior train", page)
 
 
 def find_base(base: str) -> PipelineFolder:
-    """Resolve what the multi-view recipe starts from.
+    """Resolve what a recipe starts from that is not the embedded prior's own.
 
     Raises:
         ValueError: it is no prior, or not one of single views of the embedded world.
     """
     folder = find_pipeline(base)
-    if not folder.facts.get("vocabulary") or folder.facts.get("views_per_shot", 1) != 1:
+    if not folder.facts.get("vocabulary") or folder.facts.get("views_per_shot", 1) != 1 or folder.kind in FLOWS:
         raise ValueError(f"--base {base!r} is not the embedded prior, nor one of single views that dist-vsd prior train made: give one")
     return folder
 
@@ -212,6 +235,22 @@ def _train_multi_view(parsed: MultiViewTrainArguments, base: PipelineFolder, out
     device = best_device()
     networks, held_out = train_multi_view(parsed.recipe, base.path, work, device, LineReporter())
     write_multi_view(networks, base.path, out)
+    print("measuring", flush=True)
+    figures = measure(out, held_out, device)
+    write_card(out, figures, dataclasses.asdict(parsed.recipe), parsed.note)
+    return figures
+
+
+def _train_flow(parsed: FlowTrainArguments, base: PipelineFolder, out: Path, work: Path) -> dict[str, Any]:
+    from dist_vsd.device import best_device
+    from dist_vsd.priors.embedded.flow_card import measure, write_card
+    from dist_vsd.priors.embedded.flow_recipe import train_flow, write_flow
+    from dist_vsd.priors.embedded.recipe import LineReporter
+
+    device = best_device()
+    # A folder of its own: its pictures are fewer than those of the embedded prior's recipe, which may be there too.
+    networks, held_out = train_flow(parsed.recipe, base.path, work / "flow", device, LineReporter())
+    write_flow(networks, base.path, out)
     print("measuring", flush=True)
     figures = measure(out, held_out, device)
     write_card(out, figures, dataclasses.asdict(parsed.recipe), parsed.note)

@@ -31,10 +31,14 @@ from dist_vsd.priors.pipeline_kinds import (
     text_encoders,
 )
 
-EMBEDDED_NAME, MULTI_VIEW_NAME = "embedded", "embedded-multiview"
+EMBEDDED_NAME, MULTI_VIEW_NAME, FLOW_NAME = "embedded", "embedded-multiview", "embedded-flow"
 EMBEDDED_FOLDER = Path(__file__).parent / "embedded" / "weights"
 # The priors that ship, all of the same world and of the same CLIP.
-EMBEDDED_FOLDERS = {EMBEDDED_NAME: EMBEDDED_FOLDER, MULTI_VIEW_NAME: EMBEDDED_FOLDER.with_name("multi_view_weights")}
+EMBEDDED_FOLDERS = {
+    EMBEDDED_NAME: EMBEDDED_FOLDER,
+    MULTI_VIEW_NAME: EMBEDDED_FOLDER.with_name("multi_view_weights"),
+    FLOW_NAME: EMBEDDED_FOLDER.with_name("flow_weights"),
+}
 COMPONENT_CLASSES = {
     "unet": "UNet2DConditionModel", "vae": "AutoencoderKL",
     "text_encoder": "CLIPTextModel", "text_encoder_2": "CLIPTextModelWithProjection",
@@ -46,7 +50,7 @@ LDM_FIRST_OF_UNET = "model.diffusion_model.input_blocks.0.0.weight"
 POSE_WIDTH = 16  # a flattened camera-to-world matrix
 SDXL_LATENT_SCALE = 8  # pixels of a latent's side, in every SDXL
 HOW_TO_NAME = (
-    "give 'embedded', 'embedded-multiview', a pipeline folder, FILE.safetensors or FILE.safetensors+FOLDER, or a hub id "
+    "give 'embedded', 'embedded-multiview', 'embedded-flow', a pipeline folder, FILE.safetensors or FILE.safetensors+FOLDER, or a hub id "
     "(ORGANISATION/NAME[@REVISION])"
 )
 _SINGLE_FILE = re.compile(r"(?P<file>.*\.safetensors)(\+(?P<configs>.+))?", re.IGNORECASE)
@@ -59,7 +63,7 @@ def find_pipeline(prior: str) -> PipelineFolder:
     the base model that its tensors tell, from the hub or its cache.
 
     Args:
-        prior: "embedded" or "embedded-multiview", the path of a folder, FILE.safetensors, FILE.safetensors+FOLDER, or a hub id
+        prior: a name of EMBEDDED_FOLDERS, the path of a folder, FILE.safetensors, FILE.safetensors+FOLDER, or a hub id
             ("organisation/name", or "organisation/name@revision" to pin a branch, tag or commit).
 
     Raises:

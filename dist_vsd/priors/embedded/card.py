@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from dist_vsd.priors.embedded.captions import all_pairs, caption
 from dist_vsd.priors.embedded.pictures import Pictures
 from dist_vsd.priors.embedded.recognition import r_precision, recognize
 from dist_vsd.priors.embedded.scenes import COLORS, OBJECTS
-from dist_vsd.priors.prior import Text
+from dist_vsd.priors.prior import Prior, Text
 from dist_vsd.priors.sampling import sample_images
 from dist_vsd.priors.stable_diffusion import StableDiffusionPrior
 
@@ -52,20 +53,31 @@ def measure(folder: Path, held_out: Pictures, device: torch.device) -> dict[str,
     figures["clip_object_accuracy"] = sum(a == s.name for (a, _), s in zip(shown, subjects, strict=True)) / count
     figures["clip_color_accuracy"] = sum(c == s.color for (_, c), s in zip(shown, subjects, strict=True)) / count
 
-    pairs = all_pairs()
+    figures |= judge_samples(prior, scorer)
+    write_png(tile(draw_views(prior)), folder / "samples.png")
+    return figures
+
+
+def judge_samples(prior: Prior, scorer: ClipScorer) -> dict[str, float]:
+    """Return the R-precision of samples of every pair of object and colour, by guidance scale."""
+    pairs, figures = all_pairs(), {}
     for scale in (3.0, 7.5):
         chunks = [pairs[i : i + 32] for i in range(0, len(pairs), 32)]
         drawn = torch.cat([
             sample_images(prior, [caption(*p) for p in chunk], 50, scale, [1000 + 32 * n + i for i in range(len(chunk))])
             for n, chunk in enumerate(chunks)
         ])  # fmt: skip
-        figures[f"r_precision_cfg_{scale:g}"] = r_precision(scorer, drawn.to(device), pairs)
+        figures[f"r_precision_cfg_{scale:g}"] = r_precision(scorer, drawn.to(prior.device), pairs)
+    return figures
+
+
+def draw_views(prior: Prior) -> list[Tensor]:
+    """Draw every object from each of VIEWS at guidance 7.5: one (12, 3, H, W) row a view."""
     rows = []
     for view_index, view in enumerate(VIEWS):
         prompts = [caption(name, list(COLORS)[(i + 2 * view_index) % len(COLORS)], view) for i, name in enumerate(OBJECTS)]
         rows.append(sample_images(prior, prompts, 50, 7.5, [7 + view_index] * len(prompts)))
-    write_png(tile(rows), folder / "samples.png")
-    return figures
+    return rows
 
 
 def _psnr(prior: StableDiffusionPrior, images: torch.Tensor, device: torch.device) -> float:
@@ -84,9 +96,14 @@ def _denoising_loss(prior: StableDiffusionPrior, images: torch.Tensor, subjects:
 
 
 def losses_by_noise_level(
-    prior: StableDiffusionPrior, x_0: Tensor, y: Text, generator: torch.Generator, cameras: Cameras | None = None
+    prior: Prior,
+    x_0: Tensor,
+    y: Text,
+    generator: torch.Generator,
+    cameras: Cameras | None = None,
+    levels: Sequence[float] = NOISE_LEVELS,
 ) -> dict[str, float]:
-    """Return the mean of ||eps_hat - eps||^2 a number of latents, by t.
+    """Return the mean of ||eps_hat - eps||^2 a number of latents, of a flow that of ||v_hat - v||^2, by t.
 
     Args:
         prior: to be measured.
@@ -94,16 +111,17 @@ def losses_by_noise_level(
         y: B captions, embedded.
         generator: draws eps, on the CPU.
         cameras: B, on its device, for a prior that knows cameras.
+        levels: of t, in the numbers of its process.
     """
     losses = {}
-    for level in NOISE_LEVELS:
+    for level in levels:
         eps = torch.randn(x_0.shape, generator=generator).to(x_0.device)
         t = torch.full((len(x_0),), level, device=x_0.device)
         x_t = add_noise(x_0, eps, *prior.process.alpha_sigma(t, x_0))
         chunks = [slice(first, first + ROWS_AT_ONCE) for first in range(0, len(x_t), ROWS_AT_ONCE)]
         seen_from = [None if cameras is None else cameras[rows] for rows in chunks]
         told = [prior.predict(x_t[rows], t[rows], y[rows], seen) for rows, seen in zip(chunks, seen_from, strict=True)]
-        losses[str(level)] = float((prior.process.eps(torch.cat(told), x_t, t) - eps).square().mean())
+        losses[str(level)] = float(prior.process.error(torch.cat(told), x_0, x_t, eps, t, "").square().mean())
     return losses
 
 

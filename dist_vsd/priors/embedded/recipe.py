@@ -31,7 +31,7 @@ from dist_vsd.priors.embedded.networks import (
     save_pipeline,
 )
 from dist_vsd.priors.embedded.pictures import Pictures, read_shards, write_shard
-from dist_vsd.priors.embedded.recipe_config import NUM_HELD_OUT_SHARDS, RecipeConfig
+from dist_vsd.priors.embedded.recipe_config import NUM_HELD_OUT_SHARDS, FlowRecipeConfig, RecipeConfig
 from dist_vsd.priors.embedded.stage import StageSettings, train_stage
 from dist_vsd.priors.pipeline_folder import FACTS_FILE
 from dist_vsd.serialization import read_tensors, write_tensors
@@ -51,7 +51,7 @@ class TrainedPrior:
     scaling_factor: float
 
 
-def render_pictures(config: RecipeConfig, folder: Path, report: Report) -> None:
+def render_pictures(config: RecipeConfig | FlowRecipeConfig, folder: Path, report: Report) -> None:
     """Render the shards that are missing, in parallel processes."""
     missing = [s for s in range(config.num_shards) if not (folder / f"shard_{s:04d}.safetensors").exists()]
     done = config.num_shards - len(missing)
@@ -79,7 +79,7 @@ def train_prior(config: RecipeConfig, work: Path, device: torch.device, report: 
     Returns:
         The networks, on ``device``, and the held-out pictures.
     """
-    _claim_work_folder(config, work)
+    claim_work_folder(config, work)
     render_pictures(config, work / "pictures", report)
     num_training = config.num_shards - NUM_HELD_OUT_SHARDS
     shown = read_shards(work / "pictures", range(num_training))
@@ -111,7 +111,7 @@ def train_prior(config: RecipeConfig, work: Path, device: torch.device, report: 
     return TrainedPrior(tokenizer, vae, unet, text_encoder, clip, scaling_factor), held_out
 
 
-def _claim_work_folder(config: RecipeConfig, work: Path) -> None:
+def claim_work_folder(config: RecipeConfig | FlowRecipeConfig, work: Path) -> None:
     """Refuse a work folder whose pictures and states were made with another seed or number of shards."""
     file, mine = work / "recipe.json", {"seed": config.seed, "num_shards": config.num_shards}
     if file.exists():

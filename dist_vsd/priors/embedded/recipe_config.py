@@ -59,3 +59,30 @@ class MultiViewRecipeConfig:
                 raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FlowRecipeConfig:
+    """How long the stages of the flow prior are; the defaults made the weights that ship."""
+
+    num_shards: int = 24
+    """Shards of 768 pictures; the last 4 are held out for the measurements."""
+    steps: int = 6000
+    """Of the transformer and the text encoder together."""
+    batch: int = 16
+    """Pictures a step."""
+    learning_rate: float = 1.2e-3
+    """Of AdamW at its peak."""
+    seed: int = 0
+    """Of pictures, starts and draws."""
+    num_workers: int = 2
+    """Processes that render pictures."""
+
+    def __post_init__(self) -> None:
+        if self.num_shards <= NUM_HELD_OUT_SHARDS:
+            raise ValueError(f"--num-shards must be above {NUM_HELD_OUT_SHARDS}, the number held out, got {self.num_shards}")
+        for name in ("steps", "batch", "num_workers"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}")
