@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from dist_vsd.priors.prior import Text
 SECOND = 1000.0  # what schedulers of diffusers call a whole unit of s
 
 
-class FlowNetwork(nn.Module):
+class FlowNetwork(nn.Module, abc.ABC):
     """A transformer of diffusers that predicts the velocity of latents, as a Network (see priors/prior.py).
 
     Args:
@@ -77,6 +78,6 @@ class FlowNetwork(nn.Module):
         scale = self.unguided if guidance_embedding is None else guidance_embedding
         return self.velocity(x_t, t, y, scale).to(x_t.dtype)  # before any difference is taken of it
 
+    @abc.abstractmethod
     def velocity(self, x_t: Tensor, t: Tensor, y: Text, guidance_embedding: float) -> Tensor:
         """Ask the transformer; see forward(). Each kind has its own."""
-        raise NotImplementedError
