@@ -117,9 +117,7 @@ def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
         (["--stage", "geometry.trains=[a"], "--stage geometry.trains=[a: the value can't be read: write it as in a YAML file"),
         (["--stage", "geometry.num_updates"], "--stage geometry.num_updates: must be STAGE.NAME=VALUE"),
         (["--stage", "geometry.trains=[distanse]"], "got 'distanse' (did you mean distance?)"),
-        (["--stage", "coarse.score.keep=true"], "score.keep: no stage before coarse trains a phi that could go on: drop it"),
-        (["--preset", "embedded", "--score.keep"], "score.keep: no stage before main trains a phi that could go on: drop it"),
-        (["--stage", "texture.score={keep: true, rank: 8}"], "score.keep: stage texture has score.rank 8, coarse 4: give both the same"),
+        (["--stage", "texture.score={keep: true, rank: 8}"], "score.keep: stage texture has score.rank 8, coarse 4: give both the same, or say"),
         (["--mesh.resolution", "4"], "mesh.resolution must be in [8, 512], got 4: change --mesh.resolution"),
         (["--preset", "embedded", "--stages", "coarse"], "--stages coarse: the run has none: take a preset that has stages"),
         (["--start-from", "{run}@colours"], "has no stage 'colours', it has coarse, geometry, texture"),
@@ -164,8 +162,19 @@ def test_a_users_mesh_is_refined_and_then_painted(boxes, tmp_path):
     assert torch.allclose(vertices.amax(0) - vertices.amin(0), torch.tensor([0.4, 1.6, 0.8]), atol=0.15)
 
 
+def test_a_phi_that_nobody_has_trained_does_not_go_on(boxes, tmp_path):
+    """Of the same run: it is new. Of another one, which was named: it is refused."""
+    shaped = [*WORDS, "--stages", "geometry", "--init-mesh", str(boxes / "box.glb"), "--num-particles", "1"]
+    assert "phi goes on" not in run(tmp_path / "shaped", shaped)
+    words = [*WORDS, "--stages", "texture", "--num-particles", "1", "--start-from", str(tmp_path / "shaped")]
+    output = run(tmp_path / "painted", words, code=2)
+    assert "what stage texture begins from has trained no phi that could go on: say --stage texture.score.keep=false" in output
+    assert not (tmp_path / "painted").exists()
+
+
 def test_a_users_mesh_is_painted_as_it_is(boxes, tmp_path):
     words = [*WORDS, "--stages", "texture", "--init-mesh", str(boxes / "box.glb")]
+    assert load_preset("object").stages["texture"]["score"]["keep"]  # of which there is none
     assert "particle 1: it begins from a mesh of 12 faces, which stays as it is" in run(tmp_path / "run", words)
     vertices, faces = open_run(tmp_path / "run").particles[1].surface()
     assert len(faces) == 12

@@ -38,18 +38,18 @@ def find_kept_phi(stage: Stage, checkpoints: Path) -> LeftPhi | None:
         checkpoints: folder of that run's.
 
     Raises:
-        ValueError: no stage before trained one, or its layers are others.
+        ValueError: the run that the particles come from has none, or its layers are others.
     """
-    if not (stage.config.score.keep and stage.config.objective_row.needs_phi):
+    if not stage.phi_goes_on:
         return None
-    found = _left_before(stage, checkpoints)
+    remedy, found = f"--stage {stage.name}.score.keep=false", _left_before(stage, checkpoints)
     if found is None:
-        raise ValueError(f"score.keep: no stage before {stage.name} trains a phi that could go on: drop it")
+        raise ValueError(f"score.keep: what stage {stage.name} begins from has trained no phi that could go on: say {remedy}")
     for name in SHARED:
         own, theirs = (getattr(one.config.score, name) for one in (stage, found.stage))
         if own != theirs:
             differs = f"stage {stage.name} has score.{name} {own}, {found.stage.name} {theirs}"
-            raise ValueError(f"score.keep: {differs}: give both the same, or drop it")
+            raise ValueError(f"score.keep: {differs}: give both the same, or say {remedy}")
     return found
 
 

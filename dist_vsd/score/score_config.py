@@ -39,7 +39,8 @@ class ScoreConfig:
     entropy_weight: float = 0.0
     """Lambda of entropic score distillation (Wang et al. 2024, arXiv 2401.00909): the share of eps_phi without the camera; 0: VSD."""
     keep: bool = False
-    """A later stage's phi goes on, without another warm-up, from where the last stage before that had one has left it; else it is new."""
+    """A later stage's phi goes on, without another warm-up, from where the last stage before that had one has left it, if any had; else
+    it is new."""
     recompute: bool = False
     """phi's pass keeps no activations inside the network's blocks and computes them again on the way back: less memory, a pass more."""
     reuse_pass: bool = False

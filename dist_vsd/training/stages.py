@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -58,6 +59,15 @@ class Stage:
     def last(self) -> int:
         """Updates of the run that are done when the stage is."""
         return self.first + self.config.num_updates
+
+    @functools.cached_property
+    def phi_goes_on(self) -> bool:
+        """Whether phi is one that an earlier stage, or the run that the particles come from, has left (score.keep)."""
+        if not (self.config.score.keep and self.config.objective_row.needs_phi):
+            return False
+        chain = [stage for stage in stages_of(self.run) if stage.first < self.first]
+        has_phi = any(stage.config.objective_row.needs_phi or stage.config.start_from for stage in chain)
+        return has_phi or bool(self.config.start_from)
 
     def progress(self, index: int) -> float:
         """Return how much of the stage is done before an update of the run, in [0, 1)."""

@@ -90,7 +90,8 @@ class PhiStep:
     def take(self, state: TrainingState, work: Work, index: int, report: Report) -> None:
         """Take AdamW's step with what was learned, and report it (collective)."""
         config, loss = state.config.score, torch.as_tensor(self._loss_so_far)
-        warmup = 1.0 if config.keep else min(1.0, (index - state.stage.first + 1) / max(1, config.num_warmup_updates))
+        num_updates = index - state.stage.first + 1
+        warmup = 1.0 if state.stage.phi_goes_on else min(1.0, num_updates / max(1, config.num_warmup_updates))
         # This rank's share of the global mean, so that the mean over ranks is it.
         report.figures["phi/loss"].append(loss * state.layout.world_size)
         order = [(particle, number) for particle in sorted(work.chosen.phi) for number in range(state.layout.num_shots)]
