@@ -117,7 +117,7 @@ def test_a_stage_is_done_again_from_what_another_run_has_left(whole, tmp_path):
         (["--stage", "geometry.trains=[a"], "--stage geometry.trains=[a: the value can't be read: write it as in a YAML file"),
         (["--stage", "geometry.num_updates"], "--stage geometry.num_updates: must be STAGE.NAME=VALUE"),
         (["--stage", "geometry.trains=[distanse]"], "got 'distanse' (did you mean distance?)"),
-        (["--stage", "texture.score={keep: true, rank: 8}"], "score.keep: stage texture has score.rank 8, coarse 4: give both the same, or say"),
+        (["--stage", "texture.score={keep: true, rank: 8}"], "score.keep: stage texture has score.rank 8, coarse 4: give both the same"),
         (["--mesh.resolution", "4"], "mesh.resolution must be in [8, 512], got 4: change --mesh.resolution"),
         (["--preset", "embedded", "--stages", "coarse"], "--stages coarse: the run has none: take a preset that has stages"),
         (["--start-from", "{run}@colours"], "has no stage 'colours', it has coarse, geometry, texture"),
