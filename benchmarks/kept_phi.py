@@ -28,7 +28,7 @@ from dist_vsd.runs.saved_run import open_run
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "kept_phi.json"
 NAMES = ("ball", "duck", "snowman", "chair", "mushroom", "house")
-WAYS = {"new": [], "kept": ["--stage", "texture.score.keep=true"]}
+WAYS = {"new": "false", "kept": "true"}
 METRICS = ("clip", "r_precision", "recognition")
 
 
@@ -39,7 +39,8 @@ def paint(subject: tuple[str, str], way: str) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     if not (directory / "done").exists():
         words = ["train", prompt_of(*subject), "--preset", "object", "--num-particles", "1", "--no-turntables", "--wandb.mode", "disabled"]
-        words += ["--stages", "texture", "--start-from", f"{RUNS / name}@geometry", *WAYS[way], "--run-dir", str(directory)]
+        words += ["--stages", "texture", "--start-from", f"{RUNS / name}@geometry"]
+        words += ["--stage", f"texture.score.keep={WAYS[way]}", "--run-dir", str(directory)]
         command(directory, ["train", "--resume", "--run-dir", str(directory)] if (directory / "config.yaml").exists() else words)
         (directory / "done").touch()
     return directory
@@ -62,7 +63,8 @@ def main() -> None:
         for subject, way, run in begun:
             rows.setdefault(prompt_of(*subject), {})[way] = figures = measure(run.result(), subject, instruments)
             print(f"{prompt_of(*subject):<20} {way:<5} " + "  ".join(f"{name} {value:.3f}" for name, value in figures.items()), flush=True)
-    means = {way: {name: sum(row[way][name] for row in rows.values()) / len(rows) for name in figures} for way in WAYS}
+    names = set.intersection(*(set(figures) for row in rows.values() for figures in row.values()))
+    means = {way: {name: sum(row[way][name] for row in rows.values()) / len(rows) for name in sorted(names)} for way in WAYS}
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
     machine = f"{os.cpu_count()} cores, {platform.machine()}, torch {torch.__version__}"
     RESULTS.write_text(json.dumps({"commit": commit, "machine": machine, "mean": means, "prompts": rows}, indent=1) + "\n")
