@@ -239,7 +239,7 @@ def test_a_slurm_task_stopped_while_it_waits_for_the_lease_of_its_earlier_life_i
 
 
 def test_cancel_stops_a_local_submission_and_starts_no_more_of_its_runs(tmp_path):
-    sweep = plan(tmp_path / "sweep", ["a green duck", "a red car"])
+    sweep = plan(tmp_path / "sweep", ["a green duck", "a red car"], ENDLESS)
     process = start("submit", sweep.path, "--local")
     wait_until(lambda: [state.state for state in states_of(sweep).values()] == ["running", "waiting"], process)
     assert main(["sweep", "submit", str(sweep.path), "--local", "--dry-run"]) == 0, "both are someone's"

@@ -260,8 +260,15 @@ class Viewer:
         return found[0] if found else ""
 
     def options(self, label):
-        """Open a control and return its options, by what they say."""
-        self.driver.find_element("xpath", f"//label[normalize-space()='{label}']/following::input[1]").click()
+        """Open a control, which another choice may yet bring, and return its options, by what they say."""
+
+        def is_opened():
+            found = self.driver.find_elements("xpath", f"//label[normalize-space()='{label}']/following::input[1]")
+            for control in found[:1]:
+                control.click()
+            return bool(found)
+
+        self.until(is_opened)
         self.until(lambda: self._listed())
         return self._listed()
 
