@@ -210,7 +210,7 @@ def main() -> None:
     load = os.getloadavg()[0]  # of what else the machine does
     with tempfile.TemporaryDirectory() as folder:
         record = measure(Path(folder) / "run", words.rounds, words.threads)
-    words.out.write_text(json.dumps({**head, "load_before": load, "niceness_of_the_viewer": 10, **record}, indent=1) + "\n")
+    words.out.write_text(json.dumps({**head, "load_before": load, **record}, indent=1) + "\n")
     print(words.out)
 
 
