@@ -56,7 +56,7 @@ def test_a_field_becomes_a_mesh_whose_geometry_and_then_colours_learn(whole):
     assert isinstance(open_run(folder).particles[0], MeshParticle)
 
 
-@pytest.mark.parametrize(("shards", "num_ranks"), [("2", 2), ("1", 2)], ids=["a particle each", "both particles shared"])
+@pytest.mark.parametrize(("shards", "num_ranks"), [("2", 2), ("2", 4)], ids=["a particle each", "each shared by two of four"])
 def test_the_layout_changes_no_bit_of_a_mesh(whole, tmp_path, shards, num_ranks):
     run(tmp_path / "run", [*WORDS, *TWO_SHOTS, "--num-shards", shards], num_ranks=num_ranks)
     assert different(checkpoint(whole[0], LAST), checkpoint(tmp_path / "run", LAST)) == []

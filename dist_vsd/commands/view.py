@@ -18,7 +18,7 @@ Choose particle, checkpoint and channel (color, normal, depth, opacity), one par
 several side by side, and turn them with the mouse. New checkpoints appear by themselves.
 It reads the run's checkpoints, writes and locks nothing, and takes one CPU core at a low
 priority. It listens on this machine alone, unless --host says otherwise. Ctrl+C ends it."""
-NICENESS = 19  # where there is no class of processes for idle cores
+NICENESS = 19  # whoever trains beside it goes first; the class of idle processes would not even end while all cores are busy
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     torch.set_num_threads(1)
     shelf = Shelf(Path(parsed.run_dir))
     shelf.take(parsed.particle, None)  # it has something to show
-    give_way()
+    os.nice(NICENESS)
     try:
         with serving(shelf, parsed.host, parsed.port, parsed.size, parsed.particle) as (address, painter):
             print(f"{parsed.run_dir} is shown at {address} (Ctrl+C ends it)", flush=True)
@@ -69,11 +69,3 @@ def run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("ended")
     return 0
-
-
-def give_way() -> None:
-    """Have this process, and threads that it starts from now on, take what time the cores have left: who trains beside it goes first."""
-    try:
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    except (AttributeError, OSError):  # another system, or not allowed
-        os.nice(NICENESS)
