@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from dist_vsd.config import RunConfig
-from dist_vsd.runs.checkpoint import left_after, restore_phi, updates_in
+from dist_vsd.runs.checkpoint import left_after, newest_valid, restore_phi
 from dist_vsd.runs.run_directory import split_stage
 from dist_vsd.runs.saved_run import read_config, update_after
 from dist_vsd.training.stages import Stage, stage_of_checkpoint, stages_of
@@ -78,12 +77,12 @@ def _left_by_run(name: str) -> LeftPhi | None:
     """Return the last phi of another run, by its name as --start-from takes it."""
     path, stage_name = split_stage(Path(name))
     config = read_config(path)
-    update = update_after(path, config, stage_name) if stage_name else _newest(path, config)
+    if stage_name:
+        update = update_after(path, config, stage_name)
+    else:  # the checkpoint that the particles come from, too
+        found, _ = newest_valid(path / "checkpoints", config)
+        update = found.update if found else 0
     stage = stage_of_checkpoint(stages_of(config), update)
     if stage.config.objective_row.needs_phi:
         return LeftPhi(stage, path / "checkpoints", update)
     return _left_before(stage, path / "checkpoints")
-
-
-def _newest(path: Path, config: RunConfig) -> int:
-    return max([0, *(update for update in updates_in(path / "checkpoints") if update <= config.num_updates)])
