@@ -16,19 +16,19 @@ from torch import Tensor
 from dist_vsd.diffusion.process import add_noise, velocity
 from dist_vsd.priors.embedded.captions import Subject, draw_caption, write_tokenizer
 from dist_vsd.priors.embedded.flow_networks import FlowNetworks, encode_texts, predict_velocity, start_networks
-from dist_vsd.priors.embedded.losses import draw_indices, encode_pictures, tokenize
-from dist_vsd.priors.embedded.pictures import Pictures, read_shards
-from dist_vsd.priors.embedded.recipe import Report, claim_work_folder, render_pictures
-from dist_vsd.priors.embedded.recipe_config import NUM_HELD_OUT_SHARDS, FlowRecipeConfig
+from dist_vsd.priors.embedded.losses import draw_indices, tokenize
+from dist_vsd.priors.embedded.pictures import Pictures
+from dist_vsd.priors.embedded.recipe import Report, kept_latents, make_pictures
+from dist_vsd.priors.embedded.recipe_config import FlowRecipeConfig
 from dist_vsd.priors.embedded.stage import LossFunction, StageSettings, train_stage
 from dist_vsd.priors.pipeline_folder import FACTS_FILE
-from dist_vsd.serialization import read_tensors, write_tensors
 
 # s is drawn by a logistic of a normal number (Esser et al. 2024, equation 19), a little wider than SD3's: distillation asks at every s.
 LOGIT_MEAN, LOGIT_STD = 0.2, 1.2
 LEAST_S = 1e-3
-# Of the scheduler. 25 steps of Euler end 0.100, 0.059 and 0.047 (rms of latents) away from 100 steps at 1, 2 and 3. At 2 the later half of
-# a distillation's t reaches to s = 0.67, about as noisy as Stable Diffusion's T / 2 (s = 0.62); at 3 to 0.75.
+# Of the scheduler. 25 steps of Euler end 0.096, 0.063 and 0.058 (rms of latents) away from 100 steps at 1, 2 and 3 (flow_shift.py of
+# benchmarks/). At 2 the later half of a distillation's t reaches to s = 0.67, about as noisy as Stable Diffusion's T / 2 (s = 0.62); at 3
+# to 0.75.
 SHIFT = 2.0
 
 
@@ -80,17 +80,13 @@ def train_flow(config: FlowRecipeConfig, base: Path, work: Path, device: torch.d
     Returns:
         The networks, on ``device``, and the held-out pictures.
     """
-    claim_work_folder(config, work)
-    render_pictures(config, work / "pictures", report)
-    num_training = config.num_shards - NUM_HELD_OUT_SHARDS
-    shown = read_shards(work / "pictures", range(num_training))
-    held_out = read_shards(work / "pictures", range(num_training, config.num_shards))
+    shown, held_out = make_pictures(config, work, report)
 
     torch.manual_seed(config.seed + 4)
     networks = start_networks(base, work / "tokenizer")
     for network in (networks.transformer, networks.text_encoder, networks.vae):
         network.to(device)
-    latents = _latents(networks, shown, work / "flow_latents.safetensors", device)
+    latents = kept_latents(networks.vae, shown, work / "flow_latents.safetensors", device)
     settings = StageSettings(name="flow", num_steps=config.steps, learning_rate=config.learning_rate, num_warmup_steps=200, save_every=100)
     trained = {"transformer": networks.transformer, "text_encoder": networks.text_encoder}
     loss = flow_loss(networks, latents, shown.subjects, config.batch, device)
@@ -98,13 +94,6 @@ def train_flow(config: FlowRecipeConfig, base: Path, work: Path, device: torch.d
     for network in trained.values():
         network.requires_grad_(False).eval()
     return networks, held_out
-
-
-def _latents(networks: FlowNetworks, shown: Pictures, file: Path, device: torch.device) -> Tensor:
-    """Encode the training pictures once; they are read back when a run is resumed."""
-    if not file.exists():
-        write_tensors({"latents": encode_pictures(networks.vae, shown, device)}, file)
-    return read_tensors(file)["latents"]
 
 
 def write_flow(networks: FlowNetworks, base: Path, folder: Path) -> None:

@@ -79,18 +79,14 @@ def train_prior(config: RecipeConfig, work: Path, device: torch.device, report: 
     Returns:
         The networks, on ``device``, and the held-out pictures.
     """
-    claim_work_folder(config, work)
-    render_pictures(config, work / "pictures", report)
-    num_training = config.num_shards - NUM_HELD_OUT_SHARDS
-    shown = read_shards(work / "pictures", range(num_training))
-    held_out = read_shards(work / "pictures", range(num_training, config.num_shards))
+    shown, held_out = make_pictures(config, work, report)
 
     torch.manual_seed(config.seed)
     vae = build_vae().to(device, memory_format=torch.channels_last)
     settings = StageSettings(name="vae", num_steps=config.vae_steps, learning_rate=2e-3)
     train_stage(settings, {"vae": vae}, vae_loss(vae, shown, 16, device), work, config.seed, device, report)
     vae.requires_grad_(False).eval()
-    latents = _latents(vae, shown, work / "latents.safetensors", device)
+    latents = kept_latents(vae, shown, work / "latents.safetensors", device)
     scaling_factor = 1.0 / float(latents[0, :4096, 0].float().std())
 
     torch.manual_seed(config.seed + 1)
@@ -111,6 +107,20 @@ def train_prior(config: RecipeConfig, work: Path, device: torch.device, report: 
     return TrainedPrior(tokenizer, vae, unet, text_encoder, clip, scaling_factor), held_out
 
 
+def make_pictures(config: RecipeConfig | FlowRecipeConfig, work: Path, report: Report) -> tuple[Pictures, Pictures]:
+    """Render the pictures that are missing in a work folder; return those to train on, and the held-out ones.
+
+    Raises:
+        ValueError: the folder was made with another seed or number of shards.
+    """
+    claim_work_folder(config, work)
+    render_pictures(config, work / "pictures", report)
+    num_training = config.num_shards - NUM_HELD_OUT_SHARDS
+    shards = range(num_training), range(num_training, config.num_shards)
+    shown, held_out = (read_shards(work / "pictures", some) for some in shards)
+    return shown, held_out
+
+
 def claim_work_folder(config: RecipeConfig | FlowRecipeConfig, work: Path) -> None:
     """Refuse a work folder whose pictures and states were made with another seed or number of shards."""
     file, mine = work / "recipe.json", {"seed": config.seed, "num_shards": config.num_shards}
@@ -122,8 +132,8 @@ def claim_work_folder(config: RecipeConfig | FlowRecipeConfig, work: Path) -> No
     file.write_text(json.dumps(mine) + "\n")
 
 
-def _latents(vae: AutoencoderKL, shown: Pictures, file: Path, device: torch.device) -> Tensor:
-    """Encode the training pictures once; they are read back when a run is resumed."""
+def kept_latents(vae: AutoencoderKL, shown: Pictures, file: Path, device: torch.device) -> Tensor:
+    """Return encode_pictures() of the training pictures, made once; they are read back when a recipe is resumed."""
     if not file.exists():
         write_tensors({"latents": encode_pictures(vae, shown, device)}, file)
     return read_tensors(file)["latents"]

@@ -28,9 +28,7 @@ class RecipeConfig:
     def __post_init__(self) -> None:
         if self.num_shards <= NUM_HELD_OUT_SHARDS:
             raise ValueError(f"--num-shards must be above {NUM_HELD_OUT_SHARDS}, the number held out, got {self.num_shards}")
-        for name in ("vae_steps", "denoiser_steps", "clip_steps", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        _require_one(self, "vae_steps", "denoiser_steps", "clip_steps", "num_workers")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,16 +52,13 @@ class MultiViewRecipeConfig:
         least = NUM_HELD_OUT_GROUP_SHARDS
         if self.num_group_shards <= least:
             raise ValueError(f"--num-group-shards must be above {least}, the number held out, got {self.num_group_shards}")
-        for name in ("steps", "batch", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}")
+        _require_one(self, "steps", "batch", "num_workers")
+        _require_rate(self.learning_rate)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FlowRecipeConfig:
-    """How long the stages of the flow prior are; the defaults made the weights that ship."""
+    """How long the stages of the flow prior are; the card of the weights that ship says how theirs were."""
 
     num_shards: int = 24
     """Shards of 768 pictures; the last 4 are held out for the measurements."""
@@ -81,8 +76,16 @@ class FlowRecipeConfig:
     def __post_init__(self) -> None:
         if self.num_shards <= NUM_HELD_OUT_SHARDS:
             raise ValueError(f"--num-shards must be above {NUM_HELD_OUT_SHARDS}, the number held out, got {self.num_shards}")
-        for name in ("steps", "batch", "num_workers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"--learning-rate must be above 0, got {self.learning_rate}")
+        _require_one(self, "steps", "batch", "num_workers")
+        _require_rate(self.learning_rate)
+
+
+def _require_one(config: object, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(config, name)}")
+
+
+def _require_rate(learning_rate: float) -> None:
+    if not learning_rate > 0:
+        raise ValueError(f"--learning-rate must be above 0, got {learning_rate}")
