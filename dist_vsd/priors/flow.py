@@ -12,7 +12,7 @@ from dist_vsd.cameras import Cameras
 from dist_vsd.diffusion.process import RectifiedFlow
 from dist_vsd.priors.compiled import repeated
 from dist_vsd.priors.flow_check import check_flow_fits, flow_sizes
-from dist_vsd.priors.flow_config import FlowConfig
+from dist_vsd.priors.flow_config import AS_IT_IS, FlowConfig
 from dist_vsd.priors.flow_folder import flow_shift
 from dist_vsd.priors.flow_network import FlowNetwork
 from dist_vsd.priors.flux import FluxNetwork
@@ -74,7 +74,7 @@ class FlowPrior:
         prior: str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        flow: FlowConfig = FlowConfig(),  # noqa: B008 - frozen
+        flow: FlowConfig = AS_IT_IS,
     ) -> FlowPrior:
         """Load transformer, VAE and process; text encoders are loaded by embed() alone.
 

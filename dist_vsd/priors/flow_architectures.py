@@ -18,7 +18,7 @@ from dist_vsd.priors.architecture_names import size_of
 from dist_vsd.priors.architectures import drawn_texts, random_network
 from dist_vsd.priors.flow import FlowPrior, shrinks
 from dist_vsd.priors.flow_check import require_no_guidance_embedding, require_tokens
-from dist_vsd.priors.flow_config import FlowConfig
+from dist_vsd.priors.flow_config import AS_IT_IS, FlowConfig
 from dist_vsd.priors.networks import dtype_of
 from dist_vsd.priors.prior import TextEmbeddings
 from dist_vsd.priors.stable_diffusion_3 import StableDiffusion3Network
@@ -107,7 +107,7 @@ class RandomFlowPrior(FlowPrior):
         size: str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        flow: FlowConfig = FlowConfig(),  # noqa: B008 - frozen
+        flow: FlowConfig = AS_IT_IS,
     ) -> None:
         self.size = size
         vae = random_network(AutoencoderKL, FLOW_ARCHITECTURES[size].vae, device, torch.float32 if dtype == torch.float16 else dtype, 0)
@@ -121,7 +121,7 @@ class RandomFlowPrior(FlowPrior):
         prior: str,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
-        flow: FlowConfig = FlowConfig(),  # noqa: B008 - frozen
+        flow: FlowConfig = AS_IT_IS,
     ) -> RandomFlowPrior:
         """Build the prior that a name means, as size_of() takes it."""
         return cls(size_of(prior), device, dtype, flow)
@@ -143,7 +143,7 @@ def check_random_flow(
     prior: str,
     texts: Sequence[str],
     prior_of_phi: str = "",
-    flow: FlowConfig = FlowConfig(),  # noqa: B008 - frozen
+    flow: FlowConfig = AS_IT_IS,
 ) -> None:
     """Refuse a size that there is not, a phi on a network of another size, or what it can't do; ValueError in one line."""
     size = size_of(prior)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dist_vsd.priors.flow_config import FlowConfig
+from dist_vsd.priors.flow_config import AS_IT_IS, FlowConfig
 from dist_vsd.priors.pipeline_folder import find_pipeline
 from dist_vsd.priors.pipeline_kinds import FLOWS, PipelineFolder
 from dist_vsd.priors.prompts import check_prompts
@@ -15,7 +15,7 @@ SHARED_BY_TRANSFORMERS = ("in_channels", "joint_attention_dim", "caption_channel
 SHARED_BY_VAES = ("scaling_factor", "shift_factor")
 
 
-def check_flow(prior: str, texts: Sequence[str], prior_of_phi: str = "", flow: FlowConfig = FlowConfig()) -> None:  # noqa: B008 - frozen
+def check_flow(prior: str, texts: Sequence[str], prior_of_phi: str = "", flow: FlowConfig = AS_IT_IS) -> None:
     """Refuse a flow that can't be used or can't do what is asked, texts that it can't read, or a phi that does not fit it.
 
     Args:

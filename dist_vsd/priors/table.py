@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 from dist_vsd.priors.architecture_names import is_random_flow, is_random_prior
 from dist_vsd.priors.attention_names import ATTENTIONS
 from dist_vsd.priors.compile_names import COMPILES
-from dist_vsd.priors.flow_config import FlowConfig
+from dist_vsd.priors.flow_config import AS_IT_IS, FlowConfig
 from dist_vsd.priors.known import SUGGESTED_FLOW, require_named
+from dist_vsd.priors.lora_targets import FLOW_TARGETS, require_targets
 from dist_vsd.priors.pipeline_folder import VIEWS_TOGETHER, is_flow, is_multi_view
 from dist_vsd.priors.samplers import DISCRETE_SAMPLERS, FLOW_SAMPLER
 
@@ -74,11 +75,7 @@ class PriorRow:
 
     def require_targets(self, targets: Sequence[str]) -> None:
         """Refuse layers for LoRA that the network has not; ValueError in one line."""
-        absent = [target for target in targets if target not in self.targets]
-        if absent:
-            raise ValueError(
-                f"score.targets: this prior's network has no {absent[0]} that LoRA may stand beside: use {' '.join(self.targets)}"
-            )
+        require_targets(targets, self.targets)
 
     def require_sampler(self, sampler: str) -> None:
         """Refuse a sampler of the other kind of process; ValueError in one line."""
@@ -93,7 +90,7 @@ class PriorRow:
         name: str,
         texts: Sequence[str],
         prior_of_phi: str = "",
-        flow: FlowConfig = FlowConfig(),  # noqa: B008 - frozen
+        flow: FlowConfig = AS_IT_IS,
     ) -> None:
         """Refuse what can't be used, before anything is loaded or written; ValueError in one line."""
         check = pkgutil.resolve_name(self.checked_by)
@@ -113,7 +110,6 @@ class PriorRow:
             )
 
 
-FLOW_TARGETS = ("attention", "feedforward")
 # The last row that means a name has it. The first one takes what is left, and refuses what is no name with the names that there are.
 PRIORS: dict[str, PriorRow] = {
     "stable_diffusion": PriorRow(

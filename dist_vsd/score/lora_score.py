@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dist_vsd.cameras import Cameras
 from dist_vsd.priors.compiled import repeated
+from dist_vsd.priors.lora_targets import require_targets
 from dist_vsd.priors.prior import NUM_FIELDS, Network, Text
 from dist_vsd.score.camera_embedding import POSE_WIDTHS, CameraEmbedding
 from dist_vsd.score.lora_layer import CastLoraConv2d, CastLoraLinear, CastOnce
@@ -147,9 +148,5 @@ class LoraScore(nn.Module):
 
 def _layers_of(network: Network, config: ScoreConfig) -> list[str]:
     """Return the names of the layers beside which LoRA is to stand; ValueError for a target that the network lacks."""
-    absent = [target for target in config.targets if target not in network.adapted]
-    if absent:
-        raise ValueError(
-            f"score.targets: this prior's network has no {absent[0]} that LoRA may stand beside: use {' '.join(network.adapted)}"
-        )
+    require_targets(config.targets, network.adapted)
     return [name for target in config.targets for name in network.adapted[target]]
